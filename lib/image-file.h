@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * A local file or block device as an image (see image.h).
+ */
+
+#ifndef ADDCOW_IMAGE_FILE_H
+#define ADDCOW_IMAGE_FILE_H
+
+#include "image.h"
+
+struct image_file {
+  struct image image;
+  int fd; /* the caller's: never closed here */
+};
+
+/* Make *FILE an image over the open descriptor FD.  Nothing to free. */
+void image_file_init (struct image_file *file, int fd);
+
+/* The length in bytes of FD, a regular file or a block device, into
+ * *SIZE_BYTES.  Returns 0, ADDCOW_E_NOT_DISK for anything else, or an
+ * errno.
+ */
+int fd_size (int fd, uint64_t *size_bytes);
+
+/* Open FILE_NAME, a regular file or a block device, for reading, without
+ * waiting for anything should it be something else.  *FD is the caller's,
+ * *SIZE_BYTES its length.  Returns 0, ADDCOW_E_NOT_DISK or an errno.
+ */
+int fd_open_disk (const char *file_name, int *fd, uint64_t *size_bytes);
+
+/* Read all of the range from FD.  Returns 0 or an errno: EIO where the
+ * file ends inside it.  May block.
+ */
+int fd_read (int fd, void *buf, size_t count, uint64_t offset);
+
+/* Write all of the range to FD.  Returns 0 or an errno.  May block. */
+int fd_write (int fd, const void *buf, size_t count, uint64_t offset);
+
+/* Call FN for the data and the holes of the range of FD; a file that
+ * cannot tell is data.  Returns 0, what FN returned, or an errno.
+ */
+int fd_extents (int fd, uint64_t count, uint64_t offset, extent_fn *fn,
+                void *opaque);
+
+#endif /* ADDCOW_IMAGE_FILE_H */
