@@ -1,0 +1,802 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <assert.h>
+#include <endian.h>
+#include <errno.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "common.h"
+#include "format.h"
+#include "map.h"
+
+#define PAGE_BYTES 4096
+#define PAGE_BITS (PAGE_BYTES * 8)
+#define PAGE_WORDS (PAGE_BYTES / 8)
+#define WORD_BITS 64
+
+/* Bits are numbered from the start of the file: the header is the first
+ * FIRST_BIT bits of page 0, sector s is bit FIRST_BIT + s.
+ */
+#define FIRST_BIT (FORMAT_HEADER_BYTES * 8)
+
+/* What a slot says, when it is not the address of a struct page. */
+#define SLOT_UNKNOWN ((uintptr_t) 0)
+#define SLOT_ZEROES ((uintptr_t) 1)
+#define SLOT_ONES ((uintptr_t) 2)
+#define SLOT_FIRST_ADDRESS ((uintptr_t) 4)
+
+#define CHUNK_SLOTS 512
+
+/* The second level of the table.  Made when one of its pages is first
+ * looked at, never freed before the map.
+ */
+struct chunk {
+  struct chunk *next; /* in map->all_chunks */
+  _Atomic uintptr_t slots[CHUNK_SLOTS];
+};
+
+struct page {
+  _Atomic uint64_t generation; /* moves when the page leaves its slot */
+  _Atomic uint64_t *words;     /* PAGE_WORDS, bits in the host's order */
+  uint64_t index;              /* of the slot that it is in */
+  unsigned nr_set;             /* bits of sectors, not of the header */
+  bool dirty;                  /* in map->dirty */
+  bool frozen;                 /* in map->frozen */
+  struct page *next;           /* in map->dirty or map->free */
+};
+
+/* Pages come in slabs that live as long as the map, see map.h. */
+#define SLAB_PAGES 64
+struct slab {
+  struct slab *next;
+  void *words; /* mapped: SLAB_PAGES * PAGE_BYTES */
+  struct page pages[SLAB_PAGES];
+};
+
+struct map {
+  struct image *metadata;
+  uint64_t end_bit;  /* one past the last sector's */
+  uint64_t end_byte; /* one past the bitmap */
+  uint64_t nr_pages;
+
+  pthread_mutex_t lock; /* see map.h */
+  struct chunk *all_chunks;
+  struct slab *slabs;
+  struct page *free;
+  struct page *dirty;
+  uint64_t nr_dirty;
+
+  _Atomic bool synced; /* see map_synced */
+
+  /* Pages that are dirty or frozen.  Changed under lock, read without. */
+  _Atomic uint64_t nr_uncommitted;
+
+  /* Between map_freeze and map_thaw: the frozen pages by index, and a
+   * copy of each in the order of the bytes on disk.  The commit's own,
+   * but for the pages' flags.
+   */
+  struct page **frozen;
+  uint64_t nr_frozen;
+  uint64_t *frozen_words;
+
+  _Atomic (struct chunk *) chunks[];
+};
+
+int
+map_open (struct map **ret, struct image *metadata, uint64_t size_bytes)
+{
+  const uint64_t end_byte = format_file_bytes (size_bytes);
+  const uint64_t nr_pages = DIV_ROUND_UP (end_byte, PAGE_BYTES);
+  const uint64_t nr_chunks = DIV_ROUND_UP (nr_pages, CHUNK_SLOTS);
+  struct map *map;
+
+  /* calloc of a large table costs address space, no memory. */
+  map = calloc (1, sizeof *map + nr_chunks * sizeof map->chunks[0]);
+  if (map == NULL)
+    return ENOMEM;
+  map->metadata = metadata;
+  map->end_bit = FIRST_BIT + size_bytes / FORMAT_SECTOR_BYTES;
+  map->end_byte = end_byte;
+  map->nr_pages = nr_pages;
+  pthread_mutex_init (&map->lock, NULL);
+  *ret = map;
+  return 0;
+}
+
+void
+map_close (struct map *map)
+{
+  if (map == NULL)
+    return;
+  /* By the list, as to walk a large table would make memory of it. */
+  while (map->all_chunks) {
+    struct chunk *chunk = map->all_chunks;
+
+    map->all_chunks = chunk->next;
+    free (chunk);
+  }
+  while (map->slabs) {
+    struct slab *slab = map->slabs;
+
+    map->slabs = slab->next;
+    munmap (slab->words, SLAB_PAGES * PAGE_BYTES);
+    free (slab);
+  }
+  free (map->frozen);
+  free (map->frozen_words);
+  pthread_mutex_destroy (&map->lock);
+  free (map);
+}
+
+/*--- The table. -------------------------------------------------------*/
+
+static uintptr_t
+slot_load (struct map *map, uint64_t index)
+{
+  struct chunk *chunk = atomic_load_explicit (&map->chunks[index / CHUNK_SLOTS],
+                                              memory_order_acquire);
+
+  if (chunk == NULL)
+    return SLOT_UNKNOWN;
+  return atomic_load_explicit (&chunk->slots[index % CHUNK_SLOTS],
+                               memory_order_acquire);
+}
+
+/* Caller holds map->lock and chunk_make_locked was called for INDEX. */
+static void
+slot_store_locked (struct map *map, uint64_t index, uintptr_t slot)
+{
+  struct chunk *chunk = atomic_load_explicit (&map->chunks[index / CHUNK_SLOTS],
+                                              memory_order_relaxed);
+
+  atomic_store_explicit (&chunk->slots[index % CHUNK_SLOTS], slot,
+                         memory_order_release);
+}
+
+static struct page *
+slot_page (uintptr_t slot)
+{
+  return slot >= SLOT_FIRST_ADDRESS ? (struct page *) slot : NULL;
+}
+
+/* Caller holds map->lock.  Returns 0 or ENOMEM. */
+static int
+chunk_make_locked (struct map *map, uint64_t index)
+{
+  _Atomic (struct chunk *) *where = &map->chunks[index / CHUNK_SLOTS];
+  struct chunk *chunk;
+
+  if (atomic_load_explicit (where, memory_order_relaxed))
+    return 0;
+  chunk = calloc (1, sizeof *chunk);
+  if (chunk == NULL)
+    return ENOMEM;
+  chunk->next = map->all_chunks;
+  map->all_chunks = chunk;
+  atomic_store_explicit (where, chunk, memory_order_release);
+  return 0;
+}
+
+/* The bits of page INDEX that belong to sectors: [*FIRST, *END). */
+static void
+page_valid_bits (const struct map *map, uint64_t index, unsigned *first,
+                 unsigned *end)
+{
+  *first = index == 0 ? FIRST_BIT : 0;
+  *end = MIN (map->end_bit - index * PAGE_BITS, PAGE_BITS);
+}
+
+static unsigned
+page_nr_valid (const struct map *map, uint64_t index)
+{
+  unsigned first, end;
+
+  page_valid_bits (map, index, &first, &end);
+  return end - first;
+}
+
+/*--- Memory of pages. -------------------------------------------------*/
+
+static int
+slab_add_locked (struct map *map)
+{
+  struct slab *slab = calloc (1, sizeof *slab);
+  unsigned i;
+
+  if (slab == NULL)
+    return ENOMEM;
+  slab->words = mmap (NULL, SLAB_PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (slab->words == MAP_FAILED) {
+    free (slab);
+    return ENOMEM;
+  }
+  for (i = SLAB_PAGES; i-- > 0;) {
+    struct page *page = &slab->pages[i];
+
+    page->words = (void *) ((char *) slab->words + i * PAGE_BYTES);
+    page->next = map->free;
+    map->free = page;
+  }
+  slab->next = map->slabs;
+  map->slabs = slab;
+  return 0;
+}
+
+/* A page whose words are all 0, or NULL.  Caller holds map->lock. */
+static struct page *
+page_alloc_locked (struct map *map)
+{
+  struct page *page;
+
+  if (map->free == NULL && slab_add_locked (map) != 0)
+    return NULL;
+  page = map->free;
+  map->free = page->next;
+  page->next = NULL;
+  page->nr_set = 0;
+  return page;
+}
+
+/* Take PAGE out of its slot, which then says SLOT, and give its memory
+ * back.  Caller holds map->lock; the page is neither dirty nor frozen.
+ *
+ * A look-up may be reading the words: it sees the generation move, which
+ * happens before they change.
+ */
+static void
+page_release_locked (struct map *map, struct page *page, uintptr_t slot)
+{
+  unsigned i;
+
+  assert (!page->dirty && !page->frozen);
+  slot_store_locked (map, page->index, slot);
+  atomic_fetch_add_explicit (&page->generation, 1, memory_order_acq_rel);
+  if (madvise ((void *) page->words, PAGE_BYTES, MADV_DONTNEED) == -1)
+    for (i = 0; i < PAGE_WORDS; i++) /* locked memory, for one */
+      atomic_store_explicit (&page->words[i], 0, memory_order_release);
+  page->next = map->free;
+  map->free = page;
+}
+
+/*--- Loading. ---------------------------------------------------------*/
+
+/* How many pages are read at once. */
+#define LOAD_PAGES 16
+
+struct first_extent {
+  uint64_t count;
+  unsigned type;
+};
+
+static int
+keep_first_extent (void *opaque, uint64_t count, unsigned type)
+{
+  struct first_extent *e = opaque;
+
+  e->count = count;
+  e->type = type;
+  return EXTENT_STOP;
+}
+
+/* The bits [FIRST, END) of WORDS that are set. */
+static unsigned
+count_bits (const uint64_t *words, unsigned first, unsigned end)
+{
+  unsigned n = 0;
+  unsigned i;
+
+  for (i = first / WORD_BITS; i * WORD_BITS < end; i++) {
+    uint64_t w = le64toh (words[i]);
+
+    if (i == first / WORD_BITS)
+      w &= ~UINT64_C (0) << first % WORD_BITS;
+    if (end - i * WORD_BITS < WORD_BITS)
+      w &= (UINT64_C (1) << end % WORD_BITS) - 1;
+    n += __builtin_popcountll (w);
+  }
+  return n;
+}
+
+/* Put the page that was read into WORDS into its slot, unless another
+ * thread was faster.  Caller holds map->lock.  Returns 0 or ENOMEM.
+ */
+static int
+page_install_locked (struct map *map, uint64_t index, const uint64_t *words)
+{
+  unsigned first, end, nr_set, i;
+  struct page *page;
+
+  if (slot_load (map, index) != SLOT_UNKNOWN)
+    return 0;
+  page_valid_bits (map, index, &first, &end);
+  nr_set = count_bits (words, first, end);
+  if (nr_set == 0 || nr_set == end - first) {
+    slot_store_locked (map, index, nr_set ? SLOT_ONES : SLOT_ZEROES);
+    return 0;
+  }
+
+  page = page_alloc_locked (map);
+  if (page == NULL)
+    return ENOMEM;
+  for (i = 0; i < PAGE_WORDS; i++)
+    atomic_store_explicit (&page->words[i], le64toh (words[i]),
+                           memory_order_release);
+  page->index = index;
+  page->nr_set = nr_set;
+  slot_store_locked (map, index, (uintptr_t) page);
+  return 0;
+}
+
+/* Nothing of the pages from INDEX on is in the file for COUNT bytes. */
+static void
+mark_hole_locked (struct map *map, uint64_t index, uint64_t count)
+{
+  const uint64_t chunk_end = (index / CHUNK_SLOTS + 1) * CHUNK_SLOTS;
+  const uint64_t end = MIN (MIN (index + count / PAGE_BYTES, chunk_end),
+                            map->nr_pages);
+
+  for (; index < end; index++)
+    if (slot_load (map, index) == SLOT_UNKNOWN)
+      slot_store_locked (map, index, SLOT_ZEROES);
+}
+
+/* How many pages from INDEX on are to be read, at most MAX. */
+static uint64_t
+nr_unknown (struct map *map, uint64_t index, uint64_t max)
+{
+  uint64_t n = 1;
+
+  while (n < max && slot_load (map, index + n) == SLOT_UNKNOWN)
+    n++;
+  return n;
+}
+
+/* Find out what page INDEX is, and some of those behind it.
+ *
+ * What is read while no lock is held cannot be out of date: nobody sets
+ * a bit in a page, let alone writes it, before it is known.
+ */
+static int
+page_load (struct map *map, uint64_t index)
+{
+  const uint64_t begin = index * PAGE_BYTES;
+  const uint64_t chunk_end = (index / CHUNK_SLOTS + 1) * CHUNK_SLOTS *
+                             PAGE_BYTES;
+  const uint64_t limit = MIN (chunk_end, map->end_byte);
+  struct first_extent e = { 0 };
+  CLEANUP_FREE uint64_t *words = NULL;
+  uint64_t n = 0, i;
+  int r;
+
+  r = map->metadata->ops->extents (map->metadata, limit - begin, begin,
+                                   keep_first_extent, &e);
+  if (r > 0)
+    return r;
+  /* The last page of the file may be a hole and yet not a whole page. */
+  if (begin + e.count == map->end_byte)
+    e.count = (map->nr_pages - index) * PAGE_BYTES;
+
+  if (!(e.type & EXTENT_ZERO) || e.count < PAGE_BYTES) {
+    n = nr_unknown (map, index,
+                    MIN (MAX (e.count / PAGE_BYTES, 1), LOAD_PAGES));
+    words = calloc (n, PAGE_BYTES);
+    if (words == NULL)
+      return ENOMEM;
+    r = map->metadata->ops->read (map->metadata, words,
+                                  MIN (n * PAGE_BYTES, limit - begin), begin);
+    if (r)
+      return r;
+  }
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
+  r = chunk_make_locked (map, index);
+  if (r)
+    return r;
+  if (n == 0)
+    mark_hole_locked (map, index, e.count);
+  for (i = 0; i < n && r == 0; i++)
+    r = page_install_locked (map, index + i, words + i * PAGE_WORDS);
+  return r;
+}
+
+/*--- Looking up. ------------------------------------------------------*/
+
+/* How many bits from FIRST on, at most MAX (at least 1), are as the
+ * first, whose value goes to *VALUE.
+ */
+static unsigned
+scan_words (const _Atomic uint64_t *words, unsigned first, unsigned max,
+            bool *value)
+{
+  unsigned i = first / WORD_BITS;
+  unsigned skip = first % WORD_BITS;
+  unsigned n = 0;
+  uint64_t flip = 0;
+
+  while (n < max) {
+    uint64_t w = atomic_load_explicit (&words[i], memory_order_acquire) >> skip;
+
+    if (n == 0) {
+      *value = w & 1;
+      flip = *value ? ~UINT64_C (0) : 0;
+    }
+    /* Now 1 is where a bit differs; those shifted in do not count. */
+    w ^= flip >> skip;
+    if (w) {
+      n += __builtin_ctzll (w);
+      return MIN (n, max);
+    }
+    n += WORD_BITS - skip;
+    skip = 0;
+    i++;
+  }
+  return max;
+}
+
+/* map_run within page INDEX: bits [FIRST, FIRST + MAX). */
+static int
+page_run (struct map *map, uint64_t index, unsigned first, unsigned max,
+          bool *value, unsigned *run)
+{
+  for (;;) {
+    const uintptr_t slot = slot_load (map, index);
+    struct page *page = slot_page (slot);
+    uint64_t generation;
+    int r;
+
+    if (slot == SLOT_UNKNOWN) {
+      r = page_load (map, index);
+      if (r)
+        return r;
+      continue;
+    }
+    if (page == NULL) {
+      *value = slot == SLOT_ONES;
+      *run = max;
+      return 0;
+    }
+
+    generation = atomic_load_explicit (&page->generation, memory_order_acquire);
+    if (slot_load (map, index) != slot)
+      continue;
+    *run = scan_words (page->words, first, max, value);
+    if (atomic_load_explicit (&page->generation, memory_order_acquire) ==
+        generation)
+      return 0;
+  }
+}
+
+int
+map_run (struct map *map, uint64_t sector, uint64_t max_sectors,
+         bool *allocated, uint64_t *run)
+{
+  uint64_t bit = FIRST_BIT + sector;
+  uint64_t done = 0;
+
+  while (done < max_sectors) {
+    const unsigned first = bit % PAGE_BITS;
+    const unsigned max = MIN (max_sectors - done, PAGE_BITS - first);
+    unsigned n;
+    bool value;
+    int r;
+
+    r = page_run (map, bit / PAGE_BITS, first, max, &value, &n);
+    if (r && done == 0)
+      return r;
+    /* An error further on is told to who asks for those sectors. */
+    if (r || (done > 0 && value != *allocated))
+      break;
+    *allocated = value;
+    done += n;
+    bit += n;
+    if (n < max)
+      break;
+  }
+  *run = done;
+  return 0;
+}
+
+/*--- Setting. ---------------------------------------------------------*/
+
+/* Make sure that page INDEX is in memory or all ones. */
+static int
+page_prepare (struct map *map, uint64_t index)
+{
+  for (;;) {
+    const uintptr_t slot = slot_load (map, index);
+    struct page *page;
+    int r;
+
+    if (slot == SLOT_ONES || slot_page (slot))
+      return 0;
+    if (slot == SLOT_UNKNOWN) {
+      r = page_load (map, index);
+      if (r)
+        return r;
+      continue;
+    }
+
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
+    if (slot_load (map, index) != SLOT_ZEROES)
+      continue;
+    page = page_alloc_locked (map);
+    if (page == NULL)
+      return ENOMEM;
+    page->index = index;
+    slot_store_locked (map, index, (uintptr_t) page);
+    return 0;
+  }
+}
+
+int
+map_prepare (struct map *map, uint64_t sector, uint64_t nr_sectors)
+{
+  uint64_t index = (FIRST_BIT + sector) / PAGE_BITS;
+  const uint64_t last = (FIRST_BIT + sector + nr_sectors - 1) / PAGE_BITS;
+  int r = 0;
+
+  for (; index <= last && r == 0; index++)
+    r = page_prepare (map, index);
+  return r;
+}
+
+static void
+page_dirty_locked (struct map *map, struct page *page)
+{
+  if (page->dirty)
+    return;
+  page->dirty = true;
+  page->next = map->dirty;
+  map->dirty = page;
+  map->nr_dirty++;
+  if (!page->frozen)
+    atomic_fetch_add_explicit (&map->nr_uncommitted, 1, memory_order_release);
+}
+
+/* Set bits [FIRST, END) of PAGE. */
+static void
+page_set_locked (struct map *map, struct page *page, unsigned first,
+                 unsigned end)
+{
+  while (first < end) {
+    _Atomic uint64_t *word = &page->words[first / WORD_BITS];
+    const unsigned skip = first % WORD_BITS;
+    const unsigned n = MIN (WORD_BITS - skip, end - first);
+    const uint64_t mask =
+        (n == WORD_BITS ? ~UINT64_C (0) : (UINT64_C (1) << n) - 1) << skip;
+    const uint64_t old = atomic_load_explicit (word, memory_order_relaxed);
+
+    if (~old & mask) {
+      /* Dirty first: see map_uncommitted. */
+      page_dirty_locked (map, page);
+      page->nr_set += __builtin_popcountll (~old & mask);
+      atomic_store_explicit (word, old | mask, memory_order_release);
+    }
+    first += n;
+  }
+}
+
+bool
+map_set (struct map *map, uint64_t sector, uint64_t nr_sectors)
+{
+  uint64_t bit = FIRST_BIT + sector;
+  const uint64_t end = bit + nr_sectors;
+  bool was_clean;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
+  was_clean = !map_uncommitted (map);
+  while (bit < end) {
+    const uint64_t index = bit / PAGE_BITS;
+    const uint64_t page_end = MIN ((index + 1) * PAGE_BITS, end);
+    const uintptr_t slot = slot_load (map, index);
+    struct page *page = slot_page (slot);
+
+    assert (page || slot == SLOT_ONES);
+    if (page)
+      page_set_locked (map, page, bit % PAGE_BITS,
+                       (page_end - 1) % PAGE_BITS + 1);
+    bit = page_end;
+  }
+  return was_clean && map_uncommitted (map);
+}
+
+/*--- Commit. ----------------------------------------------------------*/
+
+uint64_t
+map_nr_uncommitted_pages (struct map *map)
+{
+  return atomic_load_explicit (&map->nr_uncommitted, memory_order_acquire);
+}
+
+bool
+map_uncommitted (struct map *map)
+{
+  return map_nr_uncommitted_pages (map) > 0;
+}
+
+bool
+map_synced (struct map *map)
+{
+  return atomic_load_explicit (&map->synced, memory_order_acquire);
+}
+
+static int
+compare_index (const void *a, const void *b)
+{
+  const struct page *const *p = a;
+  const struct page *const *q = b;
+
+  return ((*p)->index > (*q)->index) - ((*p)->index < (*q)->index);
+}
+
+int
+map_freeze (struct map *map)
+{
+  struct page *page;
+  uint64_t i;
+  unsigned j;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
+  assert (map->frozen == NULL);
+  if (map->nr_dirty == 0)
+    return 0;
+  map->frozen = malloc (map->nr_dirty * sizeof map->frozen[0]);
+  map->frozen_words = malloc (map->nr_dirty * PAGE_BYTES);
+  if (map->frozen == NULL || map->frozen_words == NULL) {
+    free (map->frozen);
+    free (map->frozen_words);
+    map->frozen = NULL;
+    map->frozen_words = NULL;
+    return ENOMEM;
+  }
+
+  for (page = map->dirty; page; page = page->next) {
+    page->dirty = false;
+    page->frozen = true;
+    map->frozen[map->nr_frozen++] = page;
+  }
+  map->dirty = NULL;
+  map->nr_dirty = 0;
+
+  qsort (map->frozen, map->nr_frozen, sizeof map->frozen[0], compare_index);
+  for (i = 0; i < map->nr_frozen; i++)
+    for (j = 0; j < PAGE_WORDS; j++)
+      map->frozen_words[i * PAGE_WORDS + j] = htole64 (atomic_load_explicit (
+          &map->frozen[i]->words[j], memory_order_relaxed));
+  return 0;
+}
+
+/* Write frozen pages [BEGIN, END), which are neighbours in the file: of
+ * the first and the last page, the part that is bitmap.
+ */
+static int
+write_run (struct map *map, uint64_t begin, uint64_t end)
+{
+  const char *bytes = (const char *) (map->frozen_words + begin * PAGE_WORDS);
+  const uint64_t page_offset = map->frozen[begin]->index * PAGE_BYTES;
+  const uint64_t from = MAX (page_offset, FORMAT_HEADER_BYTES);
+  const uint64_t to = MIN (page_offset + (end - begin) * PAGE_BYTES,
+                           map->end_byte);
+
+  return map->metadata->ops->write (map->metadata, bytes + (from - page_offset),
+                                    to - from, from, 0);
+}
+
+int
+map_write_frozen (struct map *map)
+{
+  uint64_t begin, end;
+  int r;
+
+  if (map->nr_frozen == 0 && map_synced (map))
+    return 0;
+  for (begin = 0; begin < map->nr_frozen; begin = end) {
+    for (end = begin + 1; end < map->nr_frozen; end++)
+      if (map->frozen[end]->index != map->frozen[end - 1]->index + 1)
+        break;
+    r = write_run (map, begin, end);
+    if (r)
+      return r;
+  }
+  r = map->metadata->ops->flush (map->metadata);
+  if (r == 0)
+    atomic_store_explicit (&map->synced, true, memory_order_release);
+  return r;
+}
+
+static void
+page_thaw_locked (struct map *map, struct page *page, bool committed)
+{
+  if (!committed)
+    page_dirty_locked (map, page);
+  page->frozen = false;
+  if (page->dirty)
+    return;
+  if (page->nr_set == page_nr_valid (map, page->index))
+    page_release_locked (map, page, SLOT_ONES);
+  atomic_fetch_sub_explicit (&map->nr_uncommitted, 1, memory_order_acq_rel);
+}
+
+void
+map_thaw (struct map *map, bool committed)
+{
+  uint64_t i;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
+  for (i = 0; i < map->nr_frozen; i++)
+    page_thaw_locked (map, map->frozen[i], committed);
+  free (map->frozen);
+  free (map->frozen_words);
+  map->frozen = NULL;
+  map->frozen_words = NULL;
+  map->nr_frozen = 0;
+}
+
+/*--- Counting. --------------------------------------------------------*/
+
+struct count_state {
+  struct image *metadata;
+  uint64_t end_bit;
+  uint64_t offset; /* in bytes, of the next extent */
+  uint64_t nr_set;
+};
+
+/* Count the bits of the bytes [begin, end) of the file. */
+static int
+count_range (struct count_state *s, uint64_t begin, uint64_t end)
+{
+  uint64_t words[LOAD_PAGES * PAGE_WORDS];
+
+  while (begin < end) {
+    const uint64_t n = MIN (end - begin, sizeof words);
+    const uint64_t bit = begin * 8;
+    int r;
+
+    memset (words, 0, sizeof words);
+    r = s->metadata->ops->read (s->metadata, words, n, begin);
+    if (r)
+      return r;
+    s->nr_set += count_bits (words, 0, MIN (n * 8, s->end_bit - bit));
+    begin += n;
+  }
+  return 0;
+}
+
+static int
+count_extent (void *opaque, uint64_t count, unsigned type)
+{
+  struct count_state *s = opaque;
+  const uint64_t begin = s->offset;
+
+  s->offset += count;
+  return type & EXTENT_ZERO ? 0 : count_range (s, begin, begin + count);
+}
+
+int
+map_count_allocated (struct image *metadata, uint64_t size_bytes,
+                     uint64_t *nr_sectors)
+{
+  struct count_state s = {
+    .metadata = metadata,
+    .end_bit = FIRST_BIT + size_bytes / FORMAT_SECTOR_BYTES,
+    .offset = FORMAT_HEADER_BYTES,
+  };
+  const uint64_t end = format_file_bytes (size_bytes);
+  int r;
+
+  while (s.offset < end) {
+    r = metadata->ops->extents (metadata, end - s.offset, s.offset,
+                                count_extent, &s);
+    if (r)
+      return r;
+  }
+  *nr_sectors = s.nr_set;
+  return 0;
+}

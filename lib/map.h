@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The allocation map: one bit a sector, in memory and in the metadata
+ * file.
+ *
+ * The metadata file is seen as pages of 4096 bytes, aligned in the file,
+ * so that a page of the map is a page of the file's cache and of most
+ * disks; the header is the beginning of page 0.  A page is in one of
+ * these states, which its slot in a two-level table tells:
+ *
+ *   unknown   not looked at yet
+ *   zeroes    all of its bits are 0      } no memory
+ *   ones      all of its bits are 1      }
+ *   in memory
+ *
+ * Pages are looked at when a bit in them is first asked for.  Holes of
+ * the file are found with SEEK_DATA and are zeroes, nothing is read for
+ * them.  A page that becomes all ones gives its memory back once that is
+ * on disk.  So opening costs the same for every size, and memory goes by
+ * what is in use and mixed.
+ *
+ * Bits go from 0 to 1 only.
+ *
+ * Who may see what
+ * ----------------
+ * A bit is looked up without a lock.  The words of a page are atomic and
+ * its memory is never unmapped while the map lives, but it may be given
+ * to another page; each such change moves the page's generation, and a
+ * look-up whose page moved on meanwhile is done again.
+ *
+ * Everything that changes the map holds map->lock: it protects the
+ * slots, the words against other writers, the lists of pages and the
+ * flags of a page.  No I/O is done while it is held.
+ *
+ * Commit
+ * ------
+ * A page with bits that may not be on disk yet is uncommitted: "dirty"
+ * when it has bits set since the last freeze, "frozen" while a commit is
+ * writing what it had at the freeze, perhaps both.  A commit is
+ *
+ *     map_freeze          copy the dirty pages
+ *     flush the image     (the caller's part)
+ *     map_write_frozen    write the copies, sync the metadata file
+ *     map_thaw            forget them, or make them dirty again
+ *
+ * so that the bits that reach the disk are those that were set before
+ * the flush began.  When the power goes at any moment, a bit on disk is
+ * one of such a copy, whose data is durable; a page written in part has
+ * old and new bits, all of them true.  After a failed commit the pages
+ * are dirty again and the next one writes them whole, for the kernel may
+ * have dropped them.
+ */
+
+#ifndef ADDCOW_MAP_H
+#define ADDCOW_MAP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "image.h"
+
+struct map;
+
+/* Make the map of a disk of SIZE_BYTES, a valid size, over METADATA,
+ * which is as long as header and bitmap and outlives the map.  Reads
+ * nothing.  On success *MAP is freed with map_close.  Returns 0 or
+ * ENOMEM.
+ */
+int map_open (struct map **map, struct image *metadata, uint64_t size_bytes);
+
+/* Free the map; NULL is ignored.  Writes nothing: bits that are not
+ * committed are lost.  The caller makes sure nobody uses it any more.
+ */
+void map_close (struct map *map);
+
+/* Look up SECTOR: *ALLOCATED tells its bit, *RUN (at least 1, at most
+ * MAX_SECTORS, which is at least 1) how many sectors from there on have
+ * the same.  The range lies within the disk.  Takes no lock where the
+ * pages are known; else takes map->lock and may block for reading the
+ * metadata file.  Returns 0 or an error number of that, ENOMEM.
+ *
+ * The image may be read for a sector that is found allocated: its data
+ * was there before its bit.
+ */
+int map_run (struct map *map, uint64_t sector, uint64_t max_sectors,
+             bool *allocated, uint64_t *run);
+
+/* Make sure that map_set on this range cannot fail: bring its pages into
+ * memory.  May block; takes map->lock.  Returns 0, an error number of
+ * reading the metadata file, or ENOMEM.
+ */
+int map_prepare (struct map *map, uint64_t sector, uint64_t nr_sectors);
+
+/* Set the bits of the range, which map_prepare was called for and whose
+ * data is in the image.  Takes map->lock, does not block otherwise.
+ * Returns true when the map had nothing uncommitted before and has now.
+ */
+bool map_set (struct map *map, uint64_t sector, uint64_t nr_sectors);
+
+/* Is there any bit that may not be on disk?  Takes no lock.  Whoever saw
+ * a bit set and then finds nothing uncommitted knows the bit to be on
+ * disk.
+ */
+bool map_uncommitted (struct map *map);
+
+/* Has the metadata file been synced since it was opened?  Before that,
+ * bits that were found set in it may not be on disk: whoever wrote them
+ * may have been killed then.  The first commit does it.  Takes no lock.
+ */
+bool map_synced (struct map *map);
+
+/* How many pages hold such bits: what a commit will write and what
+ * cannot be let go of before.  Takes no lock.
+ */
+uint64_t map_nr_uncommitted_pages (struct map *map);
+
+/* Begin a commit; one at a time, the caller sees to that.  Returns 0 or
+ * ENOMEM, and then nothing is frozen.  Takes map->lock, does not block.
+ */
+int map_freeze (struct map *map);
+
+/* Write what is frozen and sync the metadata file.  Returns 0 or an
+ * error number of that.  Blocks; takes no lock.
+ */
+int map_write_frozen (struct map *map);
+
+/* End a commit that map_freeze began: COMMITTED, or it failed and the
+ * bits have to be written again.  Takes map->lock, does not block.
+ */
+void map_thaw (struct map *map, bool committed);
+
+/* Count the bits that are set in the metadata file METADATA of a disk of
+ * SIZE_BYTES, without a map: reads every page that is not a hole.  The
+ * file may be in use.  Returns 0 or an error number.
+ */
+int map_count_allocated (struct image *metadata, uint64_t size_bytes,
+                         uint64_t *nr_sectors);
+
+#endif /* ADDCOW_MAP_H */
