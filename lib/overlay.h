@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * An overlay: the disk that map, image and backing file make together.
+ *
+ * Data and who owns them
+ * ----------------------
+ * The overlay owns its map, and not what it was opened with: the metadata
+ * file, the backing file and the images are the caller's and outlive it.
+ * The metadata file and the backing file are one each; images are many:
+ * a server has one for each connection, all of the same bytes.  An image
+ * is attached before it is used and detached after, so that commits that
+ * no client waits for have something to flush.
+ *
+ * Routing
+ * -------
+ * A sector whose bit is set is read from the image, any other from the
+ * backing file.  Everything is written to the image, at the same offset.
+ *
+ * - Requests to sectors that are all allocated go straight to the image
+ *   and take no lock.
+ * - The first touch of a sector is guarded: whoever writes to a range
+ *   with an unallocated sector in it holds the range in ov->first_touch
+ *   until the bits are set, whole-sector writers as well as partial ones.
+ *   In it, the first and last sector of the request, where they are
+ *   written in part and not allocated, are completed from the backing
+ *   file; the data is written; then the bits are set.  A write that fails
+ *   sets none.
+ * - Readers take no lock.  One that finds a bit clear and reads the
+ *   backing file while the sector is first written gets the old data,
+ *   and may: the write was not acknowledged when the read began.
+ * - Zeroing, and trimming where a sector is not allocated, write zeroes
+ *   (a hole where it can be) and set bits like a write.
+ *
+ * What is on disk at each moment
+ * ------------------------------
+ * Nothing is written to the metadata file but by a commit (map.h), and
+ * a commit flushes the image between taking the bits and writing them.
+ * When the power goes, a sector whose bit is on disk has its data there
+ * too, and any other reads as it did in the backing file.  A sector that
+ * is written again, with its bit on disk, holds after a power failure
+ * what its image holds: its old or its new content.
+ *
+ * A flush is a commit when there are uncommitted bits, else a flush of
+ * the image.  Flushes that arrive while a commit is under way share the
+ * next one.  A write with FUA to sectors whose bits are on disk is one
+ * to the image; any other is a write and then a flush.  A commit waits a
+ * little for those who shared the last one, so that they do not take turns
+ * in two halves.  When many pages are uncommitted, the writer that made it
+ * so commits, which bounds the memory that they take.  The first flush syncs
+ * the metadata file in any case: bits that were found in it may not be on disk
+ * yet.
+ *
+ * When flushing an image fails, data of any client may be lost, and the
+ * system tells that once; but the flush may be part of a commit that
+ * only some clients wait for, or none.  So failures are counted, and
+ * each image knows how many its users were told of: the next flush or
+ * FUA write of each that was not fails.  For that none may succeed that
+ * overlaps a commit, which may have got the system's answer in its stead:
+ * it is followed by a commit of its own.
+ *
+ * Locks, in the order in which they are taken
+ * -------------------------------------------
+ *   first_touch (ranges)  who may give sectors their first content; held
+ *                         over I/O to backing file and image
+ *   map->lock             see map.h; not held over I/O
+ *   commit_lock           who commits, which commits are over; not held
+ *                         over I/O
+ *   images_lock           the list of attached images and their users;
+ *                         not held over I/O
+ * None of the mutexes is held when another one is taken.
+ */
+
+#ifndef ADDCOW_OVERLAY_H
+#define ADDCOW_OVERLAY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "backing.h"
+#include "image.h"
+
+struct overlay;
+
+/* What failed, and how: of functions that return -1. */
+struct fault {
+  enum fault_part {
+    FAULT_IMAGE,    /* the operation on the image */
+    FAULT_BACKING,  /* reading the backing file */
+    FAULT_METADATA, /* reading, writing, syncing metadata */
+    FAULT_MEMORY,   /* there was none */
+  } part;
+  int err; /* an error number, see error.h */
+};
+
+/* Make the overlay of SIZE_BYTES (valid, see format.h) over METADATA and
+ * BACKING, which may be NULL.  DIRTY, if not NULL, is called with OPAQUE
+ * when there is something to commit and was nothing before; from any
+ * thread, without locks; it must not block.  On success *OV is freed by
+ * overlay_close.  Reads nothing.  Returns 0 or ENOMEM.
+ */
+int overlay_open (struct overlay **ov, struct image *metadata,
+                  uint64_t size_bytes, struct backing *backing,
+                  void (*dirty) (void *opaque), void *opaque);
+
+/* Free OV; NULL is ignored.  Commits nothing: detaching the last image
+ * did.  The caller makes sure that nobody uses it any more.
+ */
+void overlay_close (struct overlay *ov);
+
+uint64_t overlay_size_bytes (const struct overlay *ov);
+
+/* Make IMAGE known to OV.  Takes images_lock. */
+void overlay_attach (struct overlay *ov, struct image *image);
+
+/* Commit what is uncommitted through IMAGE, and forget it; waits until
+ * no commit uses it.  Returns 0, or -1 and *FAULT when the commit failed,
+ * after which the bits are uncommitted still.  Blocks.
+ */
+int overlay_detach (struct overlay *ov, struct image *image,
+                    struct fault *fault);
+
+/* The requests of a disk.  Ranges lie within it and are byte-granular;
+ * COUNT is at least 1.  IMAGE is attached.  FLAGS are those of image.h:
+ * IMAGE_FUA for write, zero and trim, IMAGE_MAY_TRIM and IMAGE_FAST for
+ * zero.  They block, may be called from any thread and many at a time,
+ * and return 0, or -1 and *FAULT.
+ */
+int overlay_read (struct overlay *ov, struct image *image, void *buf,
+                  size_t count, uint64_t offset, struct fault *fault);
+int overlay_write (struct overlay *ov, struct image *image, const void *buf,
+                   size_t count, uint64_t offset, unsigned flags,
+                   struct fault *fault);
+int overlay_zero (struct overlay *ov, struct image *image, uint64_t count,
+                  uint64_t offset, unsigned flags, struct fault *fault);
+int overlay_trim (struct overlay *ov, struct image *image, uint64_t count,
+                  uint64_t offset, unsigned flags, struct fault *fault);
+int overlay_cache (struct overlay *ov, struct image *image, uint64_t count,
+                   uint64_t offset, struct fault *fault);
+
+/* What was acknowledged before this began is durable when it returns. */
+int overlay_flush (struct overlay *ov, struct image *image,
+                   struct fault *fault);
+
+/* Call FN for the extents of the range, equal neighbours as one; it may
+ * stop (see image.h).  Extents are those of the image where sectors are
+ * allocated and those of the backing file elsewhere.  After very many,
+ * the rest is left out, so that a reply has an end.
+ */
+int overlay_extents (struct overlay *ov, struct image *image, uint64_t count,
+                     uint64_t offset, extent_fn *fn, void *opaque,
+                     struct fault *fault);
+
+/* Commit what is uncommitted, through any attached image; does nothing
+ * when there is none of either.  Returns 0, or -1 and *FAULT.  Blocks.
+ */
+int overlay_commit (struct overlay *ov, struct fault *fault);
+
+/* Is there anything to commit?  Takes no lock. */
+bool overlay_uncommitted (struct overlay *ov);
+
+#endif /* ADDCOW_OVERLAY_H */

@@ -1,0 +1,671 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Several clients of one overlay do what a seed says, while operations
+ * fail and in the end the power does, or the server is killed, or it
+ * stops; then it is opened again.  Of each byte the model knows every
+ * write to it and when that began and was acknowledged:
+ *
+ * - A read sees no write that another one had replaced, which began when
+ *   the first was over and was acknowledged before the read began.
+ * - After a crash the same, where the other one was durable: done with
+ *   FUA, or followed by a flush that succeeded.  A sector that was only
+ *   ever written whole is of one write.
+ *
+ * In most iterations the threads run one at a time and the seed decides
+ * which, so that a failure can be repeated:
+ *
+ *     test-overlay-random [-s SEED] [-n ITERATIONS]
+ *
+ * Iteration i has the seed SEED + i.  Without -n it runs for about five
+ * seconds.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+
+#include "common.h"
+#include "format.h"
+#include "overlay.h"
+#include "sim-image.h"
+
+#define SECTOR 512
+#define SECONDS 4.5
+
+/* The sectors that are used: at the begin, where the first page of the
+ * map ends, at the end of the disk.
+ */
+#define CLUSTER 8
+#define NR_CLUSTERS 3
+#define NR_HOT (NR_CLUSTERS * CLUSTER)
+#define PAGE_END ((4096 - FORMAT_HEADER_BYTES) * 8)
+#define NR_SECTORS (PAGE_END + 20000)
+
+static const uint64_t cluster_begin[NR_CLUSTERS] = {
+  0,
+  PAGE_END - CLUSTER / 2,
+  NR_SECTORS - CLUSTER,
+};
+
+#define MAX_THREADS 4
+#define MAX_OPS 50
+#define MAX_ROUNDS 4
+#define MAX_CHANGES (MAX_THREADS * MAX_OPS * MAX_ROUNDS)
+
+/*--- The model. -------------------------------------------------------*/
+
+#define NEVER UINT64_MAX
+
+struct change {
+  unsigned id;
+  bool zeroes;
+  uint64_t offset, count;
+  const struct sim_image *through;
+  uint64_t begin, end; /* NEVER: it was not answered */
+  bool failed;         /* it may have happened, or in part */
+  bool maybe;          /* does not replace what was before */
+  bool fua;
+};
+
+static struct {
+  pthread_mutex_t lock; /* protects all that follows */
+  uint64_t clock;
+  uint8_t initial[NR_HOT][SECTOR];
+  struct change changes[MAX_CHANGES];
+  unsigned nr_changes;
+  /* When the last flush that succeeded began, by image; the first is of
+   * flushes that cover all of them.
+   */
+  uint64_t flushed[3];
+  unsigned next_id;
+} model;
+
+/*--- The overlay. -----------------------------------------------------*/
+
+static struct sim_world world;
+static struct sim_store image_store, metadata_store, backing_store;
+static struct sim_image images[2], metadata;
+static struct sim_backing backing;
+static struct overlay *ov;
+static bool multi_conn;
+static uint64_t iteration_seed;
+
+static struct rng fault_rng;
+static unsigned fault_one_in; /* 0: none */
+static pthread_mutex_t hook_lock = PTHREAD_MUTEX_INITIALIZER;
+static unsigned nr_ops_to_live; /* protected by hook_lock; 0: for ever */
+
+static void
+fail (const char *what, uint64_t offset)
+{
+  unsigned i;
+
+  fprintf (stderr,
+           "%s: sector %" PRIu64 ", byte %" PRIu64 "; repeat with -s %" PRIu64
+           " -n 1\n",
+           what, offset / SECTOR, offset % SECTOR, iteration_seed);
+  for (i = 0; i < model.nr_changes; i++) {
+    const struct change *c = &model.changes[i];
+
+    if (c->offset <= offset && offset < c->offset + c->count)
+      fprintf (stderr,
+               "  %u: %s sector %" PRIu64 " + %" PRIu64 ", %" PRIu64
+               " bytes, image %d, %" PRIu64 " to %" PRIu64 "%s%s%s\n",
+               c->id, c->zeroes ? "zero" : "write", c->offset / SECTOR,
+               c->offset % SECTOR, c->count, (int) (c->through - images),
+               c->begin, c->end, c->fua ? " FUA" : "",
+               c->failed ? " failed" : "", c->maybe ? " maybe" : "");
+  }
+  fprintf (stderr, "  flushed: %" PRIu64 " %" PRIu64 " %" PRIu64 "\n",
+           model.flushed[0], model.flushed[1], model.flushed[2]);
+  check_end ();
+}
+
+static uint8_t
+change_byte (const struct change *c, uint64_t offset)
+{
+  return c->zeroes ? 0 : (c->id * 37 + offset * 11 + offset / SECTOR) | 1;
+}
+
+static bool
+covers (const struct change *c, uint64_t offset)
+{
+  return c->offset <= offset && offset < c->offset + c->count;
+}
+
+static bool
+is_durable (const struct change *c)
+{
+  if (c->failed || c->maybe || c->end == NEVER)
+    return false;
+  return c->fua || c->end < model.flushed[0] ||
+         c->end < model.flushed[1 + (c->through - images)];
+}
+
+/* When the last change began that replaced all before it. */
+static uint64_t
+replaced_at (uint64_t offset, uint64_t read_begin, bool crash)
+{
+  uint64_t last = 0;
+  unsigned i;
+
+  for (i = 0; i < model.nr_changes; i++) {
+    const struct change *c = &model.changes[i];
+
+    if (!covers (c, offset) || c->failed || c->maybe)
+      continue;
+    if (crash ? is_durable (c) : c->end < read_begin)
+      last = MAX (last, c->begin);
+  }
+  return last;
+}
+
+/* May the byte at OFFSET, of hot sector HOT, be BYTE? */
+static bool
+may_be (unsigned hot, uint64_t offset, uint8_t byte, uint64_t read_begin,
+        bool crash)
+{
+  const uint64_t replaced = replaced_at (offset, read_begin, crash);
+  unsigned i;
+
+  if (replaced == 0 && byte == model.initial[hot][offset % SECTOR])
+    return true;
+  for (i = model.nr_changes; i-- > 0;) {
+    const struct change *c = &model.changes[i];
+
+    if (covers (c, offset) && c->end >= replaced &&
+        byte == change_byte (c, offset))
+      return true;
+  }
+  return false;
+}
+
+/* If only whole sectors were written: is BYTES of one of them? */
+static bool
+is_of_one_change (unsigned hot, uint64_t sector, const uint8_t *bytes,
+                  uint64_t read_begin, bool crash)
+{
+  const uint64_t from = sector * SECTOR;
+  const uint64_t replaced = replaced_at (from, read_begin, crash);
+  unsigned i, j;
+
+  for (i = 0; i < model.nr_changes; i++) {
+    const struct change *c = &model.changes[i];
+
+    if (c->offset >= from + SECTOR || from >= c->offset + c->count)
+      continue;
+    if (c->offset > from || c->offset + c->count < from + SECTOR)
+      return true;
+  }
+  if (replaced == 0 && memcmp (bytes, model.initial[hot], SECTOR) == 0)
+    return true;
+  for (i = 0; i < model.nr_changes; i++) {
+    const struct change *c = &model.changes[i];
+
+    if (!covers (c, from) || c->end < replaced)
+      continue;
+    for (j = 0; j < SECTOR; j++)
+      if (bytes[j] != change_byte (c, from + j))
+        break;
+    if (j == SECTOR)
+      return true;
+  }
+  return false;
+}
+
+static uint64_t
+hot_sector (unsigned hot)
+{
+  return cluster_begin[hot / CLUSTER] + hot % CLUSTER;
+}
+
+/* Caller holds model.lock, or is alone. */
+static void
+check_range (unsigned cluster, uint64_t offset, const uint8_t *bytes,
+             uint64_t count, uint64_t read_begin, bool crash)
+{
+  uint64_t i;
+
+  for (i = 0; i < count; i++) {
+    const uint64_t at = offset + i;
+    const unsigned hot = cluster * CLUSTER +
+                         (at / SECTOR - cluster_begin[cluster]);
+
+    if (!may_be (hot, at, bytes[i], read_begin, crash))
+      fail (crash ? "after a crash" : "read", at);
+    if (at % SECTOR == 0 && i + SECTOR <= count &&
+        !is_of_one_change (hot, at / SECTOR, bytes + i, read_begin, crash))
+      fail ("torn", at);
+  }
+}
+
+/*--- What clients do. -------------------------------------------------*/
+
+static uint64_t
+tick (void)
+{
+  uint64_t now;
+
+  __real_pthread_mutex_lock (&model.lock);
+  now = ++model.clock;
+  pthread_mutex_unlock (&model.lock);
+  return now;
+}
+
+static struct change *
+change_begin (const struct change *c)
+{
+  struct change *new;
+
+  __real_pthread_mutex_lock (&model.lock);
+  CHECK (model.nr_changes < MAX_CHANGES);
+  new = &model.changes[model.nr_changes++];
+  *new = *c;
+  new->id = ++model.next_id;
+  new->begin = ++model.clock;
+  new->end = NEVER;
+  pthread_mutex_unlock (&model.lock);
+  return new;
+}
+
+static void
+change_end (struct change *c, int r)
+{
+  __real_pthread_mutex_lock (&model.lock);
+  c->failed = r != 0;
+  c->end = ++model.clock;
+  pthread_mutex_unlock (&model.lock);
+}
+
+struct client {
+  struct rng rng;
+  unsigned nr_ops;
+  struct sim_image *image;
+  /* Of each sector, the bytes that it may write. */
+  unsigned band_begin, band_end;
+};
+
+static int
+do_change (struct client *c, struct change *m, unsigned kind)
+{
+  uint8_t buf[CLUSTER * SECTOR];
+  struct fault fault = { .err = -1 };
+  const unsigned flags = m->fua ? IMAGE_FUA : 0;
+  uint64_t i;
+  int r;
+
+  switch (kind) {
+  case 0:
+    r = overlay_zero (ov, &c->image->image, m->count, m->offset,
+                      flags | (m->id % 2 ? IMAGE_MAY_TRIM : 0), &fault);
+    break;
+  case 1:
+    r = overlay_trim (ov, &c->image->image, m->count, m->offset, flags, &fault);
+    break;
+  default:
+    for (i = 0; i < m->count; i++)
+      buf[i] = change_byte (m, m->offset + i);
+    r = overlay_write (ov, &c->image->image, buf, m->count, m->offset, flags,
+                       &fault);
+  }
+  CHECK (r == 0 || (r == -1 && fault.err > 0 && fault.err < 4096));
+  return r;
+}
+
+static void
+random_change (struct client *c, uint64_t offset, uint64_t count)
+{
+  const unsigned kind = rng_below (&c->rng, 8);
+  struct change *m;
+
+  m = change_begin (&(struct change){
+      .zeroes = kind < 2,
+      .maybe = kind == 1,
+      .offset = offset,
+      .count = count,
+      .through = c->image,
+      .fua = rng_one_in (&c->rng, 8),
+  });
+  change_end (m, do_change (c, m, kind));
+}
+
+static void
+random_read (struct client *c, unsigned cluster, uint64_t offset,
+             uint64_t count)
+{
+  uint8_t buf[CLUSTER * SECTOR];
+  const uint64_t begin = tick ();
+  struct fault fault;
+
+  if (overlay_read (ov, &c->image->image, buf, count, offset, &fault) == -1)
+    return;
+  __real_pthread_mutex_lock (&model.lock);
+  check_range (cluster, offset, buf, count, begin, false);
+  pthread_mutex_unlock (&model.lock);
+}
+
+static void
+flush (struct client *c)
+{
+  const uint64_t begin = tick ();
+  uint64_t *flushed = &model.flushed[multi_conn ? 0 : 1 + (c->image - images)];
+  struct fault fault;
+
+  if (overlay_flush (ov, &c->image->image, &fault) == -1)
+    return;
+  __real_pthread_mutex_lock (&model.lock);
+  *flushed = MAX (*flushed, begin);
+  pthread_mutex_unlock (&model.lock);
+}
+
+static int
+ignore_extent (void *opaque UNUSED, uint64_t count UNUSED, unsigned type UNUSED)
+{
+  return 0;
+}
+
+static void
+random_op (struct client *c)
+{
+  const unsigned cluster = rng_below (&c->rng, NR_CLUSTERS);
+  const uint64_t begin = cluster_begin[cluster] * SECTOR;
+  uint64_t from = rng_below (&c->rng, CLUSTER * SECTOR);
+  uint64_t to = rng_range (&c->rng, from + 1, CLUSTER * SECTOR);
+  const unsigned what = rng_below (&c->rng, 20);
+  struct fault fault;
+
+  if (rng_one_in (&c->rng, 3)) { /* whole sectors */
+    from -= from % SECTOR;
+    to = DIV_ROUND_UP (to, SECTOR) * SECTOR;
+  }
+  if (rng_one_in (&c->rng, 2)) { /* few bytes or one sector */
+    to = from % SECTOR ? from + rng_range (&c->rng, 1, 300) : from + SECTOR;
+    to = MIN (to, CLUSTER * SECTOR);
+  }
+
+  if (what < 4)
+    random_read (c, cluster, begin + from, to - from);
+  else if (what == 4)
+    flush (c);
+  else if (what == 5)
+    overlay_commit (ov, &fault);
+  else if (what == 6)
+    overlay_extents (ov, &c->image->image, to - from, begin + from,
+                     ignore_extent, NULL, &fault);
+  else {
+    if (c->band_end - c->band_begin < SECTOR) {
+      from += c->band_begin - from % SECTOR;
+      to = from + c->band_end - c->band_begin;
+    }
+    random_change (c, begin + from, to - from);
+  }
+}
+
+static void
+client_main (void *opaque)
+{
+  struct client *c = opaque;
+  unsigned i;
+
+  for (i = 0; i < c->nr_ops && !sim_world_is_dead (&world); i++)
+    random_op (c);
+}
+
+static void *
+client_thread (void *opaque)
+{
+  client_main (opaque);
+  return NULL;
+}
+
+/*--- Opening, crashing, opening again. --------------------------------*/
+
+/* The power goes after so many operations. */
+static void
+count_down (struct sim_port *port UNUSED, enum sim_op op UNUSED,
+            uint64_t offset UNUSED, uint64_t count UNUSED, void *opaque UNUSED)
+{
+  bool now;
+
+  __real_pthread_mutex_lock (&hook_lock);
+  now = nr_ops_to_live > 0 && --nr_ops_to_live == 0;
+  pthread_mutex_unlock (&hook_lock);
+  if (now)
+    sim_world_kill (&world);
+}
+
+static void
+set_up_port (struct sim_port *port)
+{
+  port->hook = count_down;
+  port->random_faults = fault_one_in ? &fault_rng : NULL;
+  port->one_in = fault_one_in;
+}
+
+static void
+no_faults (void)
+{
+  images[0].port.random_faults = images[1].port.random_faults = NULL;
+  metadata.port.random_faults = backing.port.random_faults = NULL;
+}
+
+static void
+open_overlay (void)
+{
+  unsigned i;
+
+  sim_image_init (&metadata, &metadata_store);
+  sim_backing_init (&backing, &backing_store);
+  set_up_port (&metadata.port);
+  set_up_port (&backing.port);
+  CHECK_EQ (overlay_open (&ov, &metadata.image, (uint64_t) NR_SECTORS * SECTOR,
+                          &backing.backing, NULL, NULL),
+            0);
+  for (i = 0; i < 2; i++) {
+    sim_image_init (&images[i], &image_store);
+    images[i].image.multi_conn = multi_conn;
+    set_up_port (&images[i].port);
+    overlay_attach (ov, &images[i].image);
+  }
+}
+
+/* Read everything and check it; KEEP makes it what all begins with. */
+static void
+check_all (bool crash, bool keep)
+{
+  unsigned i;
+
+  nr_ops_to_live = 0;
+  no_faults ();
+  for (i = 0; i < NR_CLUSTERS; i++) {
+    const uint64_t begin = cluster_begin[i] * SECTOR;
+    uint8_t buf[CLUSTER * SECTOR];
+    struct fault fault;
+
+    CHECK_EQ (
+        overlay_read (ov, &images[0].image, buf, sizeof buf, begin, &fault), 0);
+    check_range (i, begin, buf, sizeof buf, NEVER, crash);
+    if (keep)
+      memcpy (model.initial[i * CLUSTER], buf, sizeof buf);
+  }
+  if (keep)
+    model.nr_changes = 0;
+}
+
+/* The power goes: what is left is all there ever was. */
+static void
+crash (struct rng *rng)
+{
+  struct sim_store old_image = image_store;
+  struct sim_store old_metadata = metadata_store;
+  struct sim_store old_backing = backing_store;
+
+  overlay_close (ov);
+  no_faults ();
+  sim_store_crash (&image_store, &world, &old_image, rng);
+  sim_store_crash (&metadata_store, &world, &old_metadata, rng);
+  sim_store_crash (&backing_store, &world, &old_backing, rng);
+  sim_store_clear (&old_image);
+  sim_store_clear (&old_metadata);
+  sim_store_clear (&old_backing);
+  world.dead = false;
+  open_overlay ();
+  check_all (true, true);
+}
+
+/* The server is killed, the machine lives.  If it had been told that its
+ * bits could not be written, its successor cannot know, and is not asked
+ * to.
+ */
+static void
+kill_server (void)
+{
+  unsigned i;
+
+  overlay_close (ov);
+  sim_store_remember (&metadata_store);
+  open_overlay ();
+  check_all (true, false);
+  for (i = 0; i < model.nr_changes; i++)
+    if (!is_durable (&model.changes[i]))
+      model.changes[i].maybe = true;
+}
+
+static void
+stop_server (void)
+{
+  struct fault fault;
+  unsigned i;
+
+  no_faults ();
+  for (i = 0; i < 2; i++)
+    CHECK_EQ (overlay_detach (ov, &images[i].image, &fault), 0);
+  CHECK (!overlay_uncommitted (ov));
+  overlay_close (ov);
+  open_overlay ();
+  check_all (false, false);
+}
+
+static void
+run_clients (struct rng *rng)
+{
+  const unsigned nr_threads = rng_range (rng, 1, MAX_THREADS);
+  const bool disjoint = rng_one_in (rng, 2);
+  const bool scheduled = !rng_one_in (rng, 4);
+  struct client clients[MAX_THREADS];
+  struct worker workers[MAX_THREADS];
+  pthread_t threads[MAX_THREADS];
+  unsigned i;
+
+  for (i = 0; i < nr_threads; i++) {
+    clients[i] = (struct client){
+      .rng = { rng_next (rng) },
+      .nr_ops = rng_range (rng, 1, MAX_OPS),
+      .image = &images[i % 2],
+      .band_begin = disjoint ? i * SECTOR / nr_threads : 0,
+      .band_end = disjoint ? (i + 1) * SECTOR / nr_threads : SECTOR,
+    };
+    workers[i].fn = client_main;
+    workers[i].opaque = &clients[i];
+  }
+  if (scheduled)
+    workers_run_scheduled (workers, nr_threads, rng);
+  else {
+    for (i = 0; i < nr_threads; i++)
+      CHECK_EQ (pthread_create (&threads[i], NULL, client_thread, &clients[i]),
+                0);
+    for (i = 0; i < nr_threads; i++)
+      pthread_join (threads[i], NULL);
+  }
+}
+
+static void
+make_backing (struct rng *rng)
+{
+  /* It ends inside a sector of the second or the last cluster. */
+  const uint64_t size = cluster_begin[rng_range (rng, 1, 2)] * SECTOR +
+                        rng_below (rng, CLUSTER * SECTOR);
+  unsigned i;
+
+  sim_store_init (&backing_store, &world, size);
+  for (i = 0; i < NR_HOT; i++) {
+    const uint64_t offset = hot_sector (i) * SECTOR;
+    unsigned j;
+
+    for (j = 0; j < SECTOR; j++)
+      model.initial[i][j] = offset + j < size ? (i * 16 + j * 2) & 0xfe : 0;
+    if (offset < size)
+      sim_store_put (&backing_store, model.initial[i],
+                     MIN (SECTOR, size - offset), offset);
+  }
+}
+
+static void
+iteration (uint64_t seed)
+{
+  struct rng rng = { seed };
+  unsigned round, nr_rounds, i;
+
+  iteration_seed = seed;
+  sim_world_init (&world);
+  world.no_log = true;
+  model.clock = 0;
+  model.nr_changes = 0;
+  model.next_id = 0;
+  memset (model.flushed, 0, sizeof model.flushed);
+  fault_rng.state = rng_next (&rng);
+  multi_conn = rng_one_in (&rng, 2);
+  sim_store_init (&image_store, &world, (uint64_t) NR_SECTORS * SECTOR);
+  sim_store_init (&metadata_store, &world,
+                  format_file_bytes ((uint64_t) NR_SECTORS * SECTOR));
+  sim_store_put (&metadata_store, "header", 6, 0);
+  make_backing (&rng);
+  image_store.track = metadata_store.track = true;
+  metadata_store.forgets = true;
+  fault_one_in = 0;
+  open_overlay ();
+
+  nr_rounds = rng_range (&rng, 1, MAX_ROUNDS);
+  for (round = 0; round < nr_rounds; round++) {
+    fault_one_in = rng_one_in (&rng, 2) ? rng_range (&rng, 5, 60) : 0;
+    for (i = 0; i < 2; i++)
+      set_up_port (&images[i].port);
+    set_up_port (&metadata.port);
+    set_up_port (&backing.port);
+    nr_ops_to_live = rng_one_in (&rng, 3) ? rng_range (&rng, 1, 150) : 0;
+
+    run_clients (&rng);
+    if (!sim_world_is_dead (&world))
+      check_all (false, false);
+    if (sim_world_is_dead (&world) || rng_one_in (&rng, 3))
+      crash (&rng);
+    else if (rng_one_in (&rng, 2))
+      kill_server ();
+    else
+      stop_server ();
+  }
+
+  overlay_close (ov);
+  sim_store_clear (&image_store);
+  sim_store_clear (&metadata_store);
+  sim_store_clear (&backing_store);
+  sim_world_clear (&world);
+}
+
+int
+main (int argc, char *argv[])
+{
+  const struct test_options o = test_options (argc, argv);
+  const double until = seconds_now () + SECONDS;
+  uint64_t i;
+
+  printf ("-s %" PRIu64 "\n", o.seed);
+  fflush (stdout);
+  pthread_mutex_init (&model.lock, NULL);
+  for (i = 0; o.iterations ? i < o.iterations : seconds_now () < until; i++) {
+    check_watchdog (60);
+    iteration (o.seed + i);
+  }
+  printf ("%" PRIu64 " iterations\n", i);
+  return 0;
+}

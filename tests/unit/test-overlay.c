@@ -1,0 +1,1511 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The overlay: where requests go, what they leave when they fail, the
+ * order of a commit, and races on first touch and between flushes, each
+ * made to happen by holding a thread inside an operation.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+
+#include "common.h"
+#include "format.h"
+#include "overlay.h"
+#include "sim-image.h"
+
+#define SECTOR 512
+
+/*--- An overlay over simulated files. ---------------------------------*/
+
+static struct sim_world world;
+static struct sim_store image_store, metadata_store, backing_store;
+static struct sim_image image, other, metadata;
+static struct sim_backing backing;
+static struct overlay *ov;
+static unsigned nr_dirty;
+
+static void
+note_dirty (void *opaque)
+{
+  CHECK (opaque == &nr_dirty);
+  nr_dirty++;
+}
+
+/* What the backing file has at OFFSET. */
+static uint8_t
+base_byte (uint64_t offset)
+{
+  if (offset >= backing_store.size_bytes)
+    return 0;
+  return (offset / SECTOR * 31 + offset * 7) | 0x80;
+}
+
+/* A disk of NR_SECTORS, over BACKING_BYTES of a backing file, none if that
+ * is 0; two images.
+ */
+static void
+begin (uint64_t nr_sectors, uint64_t backing_bytes)
+{
+  static uint8_t base[64 * SECTOR];
+  uint64_t i;
+
+  sim_world_init (&world);
+  sim_store_init (&image_store, &world, nr_sectors * SECTOR);
+  sim_store_init (&metadata_store, &world,
+                  format_file_bytes (nr_sectors * SECTOR));
+  sim_store_init (&backing_store, &world, backing_bytes);
+  sim_image_init (&image, &image_store);
+  sim_image_init (&other, &image_store);
+  sim_image_init (&metadata, &metadata_store);
+  sim_backing_init (&backing, &backing_store);
+  for (i = 0; i < MIN (backing_bytes, sizeof base); i++)
+    base[i] = base_byte (i);
+  sim_store_put (&backing_store, base, i, 0);
+  nr_dirty = 0;
+  CHECK_EQ (overlay_open (&ov, &metadata.image, nr_sectors * SECTOR,
+                          backing_bytes ? &backing.backing : NULL, note_dirty,
+                          &nr_dirty),
+            0);
+  CHECK_EQ (overlay_size_bytes (ov), nr_sectors * SECTOR);
+  CHECK_EQ (world.nr_events, 0);
+  overlay_attach (ov, &image.image);
+  overlay_attach (ov, &other.image);
+}
+
+static void
+end (void)
+{
+  struct fault fault;
+
+  sim_no_gates (&image.port);
+  sim_no_gates (&other.port);
+  CHECK_EQ (overlay_detach (ov, &image.image, &fault), 0);
+  CHECK_EQ (overlay_detach (ov, &other.image, &fault), 0);
+  CHECK (!overlay_uncommitted (ov));
+  overlay_close (ov);
+  sim_store_clear (&image_store);
+  sim_store_clear (&metadata_store);
+  sim_store_clear (&backing_store);
+  sim_world_clear (&world);
+}
+
+static bool
+disk_bit (uint64_t sector)
+{
+  const uint64_t offset = FORMAT_HEADER_BYTES + sector / 8;
+
+  return sim_store_byte (&metadata_store, offset) >> sector % 8 & 1;
+}
+
+/*--- Requests, here or in a worker. -----------------------------------*/
+
+enum kind { READ, WRITE, ZERO, TRIM, FLUSH, COMMIT, DETACH };
+
+struct request {
+  enum kind kind;
+  struct sim_image *through;
+  uint64_t offset, count;
+  unsigned flags;
+  uint8_t byte;             /* that is written */
+  uint8_t buf[64 * SECTOR]; /* that was read */
+
+  int r;
+  struct fault fault;
+  struct worker worker;
+};
+
+static void
+run (void *opaque)
+{
+  struct request *q = opaque;
+  struct image *i = &q->through->image;
+
+  switch (q->kind) {
+  case READ:
+    CHECK (q->count <= sizeof q->buf);
+    q->r = overlay_read (ov, i, q->buf, q->count, q->offset, &q->fault);
+    break;
+  case WRITE:
+    CHECK (q->count <= sizeof q->buf);
+    memset (q->buf, q->byte, q->count);
+    q->r = overlay_write (ov, i, q->buf, q->count, q->offset, q->flags,
+                          &q->fault);
+    break;
+  case ZERO:
+    q->r = overlay_zero (ov, i, q->count, q->offset, q->flags, &q->fault);
+    break;
+  case TRIM:
+    q->r = overlay_trim (ov, i, q->count, q->offset, q->flags, &q->fault);
+    break;
+  case FLUSH:
+    q->r = overlay_flush (ov, i, &q->fault);
+    break;
+  case COMMIT:
+    q->r = overlay_commit (ov, &q->fault);
+    break;
+  case DETACH:
+    q->r = overlay_detach (ov, i, &q->fault);
+    break;
+  }
+}
+
+/* In the background; returns when no worker runs any more. */
+static void
+start (struct request *q)
+{
+  if (q->through == NULL)
+    q->through = &image;
+  worker_start (&q->worker, run, q);
+  workers_settle ();
+}
+
+static void
+finish (struct request *q)
+{
+  worker_join (&q->worker);
+}
+
+static bool
+is (struct request *q, enum worker_state state)
+{
+  return worker_state (&q->worker) == state;
+}
+
+static void
+must (struct request q)
+{
+  if (q.through == NULL)
+    q.through = &image;
+  run (&q);
+  CHECK_EQ (q.r, 0);
+}
+
+static void
+must_fail (struct request q, enum fault_part part, int err)
+{
+  if (q.through == NULL)
+    q.through = &image;
+  run (&q);
+  CHECK_EQ (q.r, -1);
+  CHECK_EQ (q.fault.part, part);
+  CHECK_EQ (q.fault.err, err);
+}
+
+#define MUST(...) must ((struct request){ .kind = __VA_ARGS__ })
+#define MUST_FAIL(part, err, ...) \
+  must_fail ((struct request){ .kind = __VA_ARGS__ }, part, err)
+#define REQUEST(...) ((struct request){ .kind = __VA_ARGS__ })
+
+static void
+write_to (uint64_t offset, uint64_t count, uint8_t byte)
+{
+  MUST (WRITE, .offset = offset, .count = count, .byte = byte);
+}
+
+static void
+flush (void)
+{
+  MUST (FLUSH);
+}
+
+/* A range as a client reads it. */
+static uint8_t *
+read_range (uint64_t offset, uint64_t count)
+{
+  static uint8_t buf[64 * SECTOR];
+  struct fault fault;
+
+  CHECK (count <= sizeof buf);
+  if (count > 0)
+    CHECK_EQ (overlay_read (ov, &image.image, buf, count, offset, &fault), 0);
+  return buf;
+}
+
+/* The range reads as BYTE. */
+static void
+check_bytes (uint64_t offset, uint64_t count, uint8_t byte)
+{
+  uint8_t *buf = read_range (offset, count);
+  uint64_t i;
+
+  for (i = 0; i < count; i++)
+    CHECK_EQ (buf[i], byte);
+}
+
+/* The range reads as in the backing file. */
+static void
+check_base (uint64_t offset, uint64_t count)
+{
+  uint8_t *buf = read_range (offset, count);
+  uint64_t i;
+
+  for (i = 0; i < count; i++)
+    CHECK_EQ (buf[i], base_byte (offset + i));
+}
+
+/* How many operations there were through the image, backing, metadata. */
+static size_t
+image_ops (enum sim_op op)
+{
+  return sim_log_count (&world, &image.port, op) +
+         sim_log_count (&world, &other.port, op);
+}
+
+static size_t
+backing_reads (void)
+{
+  return sim_log_count (&world, &backing.port, SIM_READ);
+}
+
+static uint64_t
+bytes_written (void)
+{
+  const size_t nr = sim_log_count (&world, &image.port, SIM_WRITE);
+  uint64_t n = 0;
+  size_t i;
+
+  for (i = 0; i < nr; i++)
+    n += sim_log_get (&world, &image.port, SIM_WRITE, i).count;
+  return n;
+}
+
+static size_t
+metadata_ops (enum sim_op op)
+{
+  return sim_log_count (&world, &metadata.port, op);
+}
+
+/*--- Routing and completion, against a flat disk. ---------------------*/
+
+#define FLAT_SECTORS 40
+#define FLAT_BYTES (FLAT_SECTORS * SECTOR)
+
+static uint8_t flat[FLAT_BYTES];
+static bool allocated[FLAT_SECTORS];
+
+static void
+random_request (struct rng *rng)
+{
+  const enum kind kind = rng_below (rng, 4);
+  const uint64_t offset = rng_one_in (rng, 3)
+                              ? rng_below (rng, FLAT_SECTORS) * SECTOR
+                              : rng_below (rng, FLAT_BYTES);
+  const uint64_t most = rng_one_in (rng, 2) ? 700 : FLAT_BYTES;
+  const uint64_t rest = FLAT_BYTES - offset;
+  const uint64_t count = rng_range (rng, 1, MIN (rest, most));
+  const uint64_t first = offset / SECTOR;
+  const uint64_t last = (offset + count - 1) / SECTOR;
+  struct request q = {
+    .kind = kind,
+    .offset = offset,
+    .count = count,
+    .through = &image,
+    .flags = kind == READ          ? 0
+             : rng_one_in (rng, 8) ? IMAGE_FUA
+                                   : 0,
+    .byte = rng_range (rng, 1, 0x7f),
+  };
+  bool all = true, head, tail;
+  uint64_t s;
+
+  if (kind == ZERO && rng_one_in (rng, 2))
+    q.flags |= IMAGE_MAY_TRIM;
+  for (s = first; s <= last; s++)
+    all = all && allocated[s];
+  head = offset % SECTOR || (first == last && (offset + count) % SECTOR);
+  head = head && !allocated[first];
+  tail = first != last && (offset + count) % SECTOR && !allocated[last];
+
+  sim_log_clear (&world);
+  run (&q);
+  CHECK_EQ (q.r, 0);
+  if (kind == READ) {
+    CHECK (memcmp (q.buf, flat + offset, count) == 0);
+    CHECK_EQ (sim_log_count_changes (&world, NULL), 0);
+    return;
+  }
+
+  /* The backing file is read to complete a sector and for no more. */
+  CHECK (backing_reads () <= (size_t) head + tail);
+  for (s = 0; s < backing_reads (); s++)
+    CHECK (sim_log_get (&world, &backing.port, SIM_READ, s).count <= SECTOR);
+  if (all && kind == TRIM) {
+    CHECK_EQ (image_ops (SIM_TRIM), 1);
+    CHECK_EQ (image_ops (SIM_ZERO) + image_ops (SIM_WRITE), 0);
+  }
+  if (all)
+    CHECK_EQ (
+        image_ops (SIM_TRIM) + image_ops (SIM_ZERO) + image_ops (SIM_WRITE), 1);
+
+  memset (flat + offset, kind == WRITE ? q.byte : 0, count);
+  for (s = first; s <= last; s++)
+    allocated[s] = true;
+}
+
+static void
+test_flat (uint64_t backing_bytes, struct rng *rng)
+{
+  uint64_t i;
+
+  begin (FLAT_SECTORS, backing_bytes);
+  memset (allocated, 0, sizeof allocated);
+  for (i = 0; i < FLAT_BYTES; i++)
+    flat[i] = base_byte (i);
+  /* Stale data in the image is not seen. */
+  for (i = 0; i < FLAT_SECTORS; i++) {
+    static uint8_t stale[SECTOR];
+
+    memset (stale, 0xee, sizeof stale);
+    sim_store_put (&image_store, stale, SECTOR, i * SECTOR);
+  }
+
+  for (i = 0; i < 60; i++)
+    random_request (rng);
+  flush ();
+  for (i = 0; i < FLAT_SECTORS; i++)
+    CHECK_EQ (disk_bit (i), allocated[i]);
+  CHECK (memcmp (read_range (0, FLAT_BYTES), flat, FLAT_BYTES) == 0);
+  end ();
+}
+
+static void
+test_routing (void)
+{
+  struct rng rng = { 3 };
+  unsigned i;
+
+  for (i = 0; i < 40; i++) {
+    test_flat (FLAT_BYTES, &rng);
+    test_flat (0, &rng);
+    test_flat (rng_range (&rng, 1, FLAT_BYTES + 5000), &rng);
+  }
+}
+
+/* Each way a request can lie in its sectors, exactly. */
+static void
+test_completion (void)
+{
+  static const struct {
+    uint64_t offset, count;
+    unsigned reads; /* of the backing file */
+  } cases[] = {
+    { 10, 20, 1 }, /* within one sector */
+    { 0, 511, 1 },
+    { 511, 1, 1 },
+    { 0, 512, 0 },
+    { 512, 1024, 0 },
+    { 10, 502, 1 }, /* head only */
+    { 10, 1014, 1 },
+    { 0, 513, 1 }, /* tail only */
+    { 512, 1500, 1 },
+    { 511, 2, 2 },    /* both, no whole sector between */
+    { 100, 1800, 2 }, /* and with some */
+    { 5 * SECTOR, 2 * SECTOR, 0 },
+    { 5 * SECTOR + 1, 98, 1 }, /* the backing file ends there */
+    { 5 * SECTOR + 99, 2, 1 },
+    { 5 * SECTOR + 200, 100, 1 },
+    { 4 * SECTOR + 1, SECTOR, 2 },
+    { 6 * SECTOR + 1, 1, 0 }, /* and has nothing here */
+    { 0, 7 * SECTOR - 1, 0 },
+    { 1, 8 * SECTOR - 2, 1 },
+  };
+  size_t i, j;
+
+  for (i = 0; i < ARRAY_SIZE (cases); i++)
+    for (j = 0; j < 2; j++) {
+      const uint64_t from = cases[i].offset;
+      const uint64_t to = from + cases[i].count;
+
+      begin (8, 5 * SECTOR + 100);
+      MUST (j ? ZERO : WRITE, .offset = from, .count = cases[i].count,
+            .byte = 0x11);
+      CHECK_EQ (backing_reads (), cases[i].reads);
+      /* Every sector is written, and once. */
+      if (j == 0)
+        CHECK_EQ (bytes_written (),
+                  DIV_ROUND_UP (to, SECTOR) * SECTOR - from / SECTOR * SECTOR);
+      check_base (0, from);
+      check_bytes (from, cases[i].count, j ? 0 : 0x11);
+      check_base (to, 8 * SECTOR - to);
+
+      /* The whole sector is in the image now. */
+      sim_log_clear (&world);
+      check_base (from / SECTOR * SECTOR, from % SECTOR);
+      CHECK_EQ (backing_reads (), 0);
+      end ();
+    }
+}
+
+/* Zeroes where nothing is allocated hide the backing file, as holes where
+ * that may be; a trim of allocated sectors is the image's.
+ */
+static void
+test_zero_trim (void)
+{
+  begin (16, 16 * SECTOR);
+  MUST (ZERO, .offset = 0, .count = 2 * SECTOR);
+  CHECK_EQ (sim_log_get (&world, &image.port, SIM_ZERO, 0).flags, 0);
+  CHECK (sim_store_is_data (&image_store, 0));
+  MUST (ZERO, .offset = 2 * SECTOR, .count = SECTOR, .flags = IMAGE_MAY_TRIM);
+  CHECK_EQ (sim_log_get (&world, &image.port, SIM_ZERO, 1).flags,
+            IMAGE_MAY_TRIM);
+  MUST (TRIM, .offset = 3 * SECTOR, .count = SECTOR);
+  CHECK_EQ (sim_log_get (&world, &image.port, SIM_ZERO, 2).flags,
+            IMAGE_MAY_TRIM);
+  CHECK (!sim_store_is_data (&image_store, 3 * SECTOR));
+  CHECK_EQ (image_ops (SIM_TRIM), 0);
+  CHECK_EQ (backing_reads (), 0);
+  check_bytes (0, 4 * SECTOR, 0);
+  check_base (4 * SECTOR, 12 * SECTOR);
+
+  /* Even if the image ignores trims, and beside allocated sectors. */
+  image.port.trim_keeps = true;
+  write_to (5 * SECTOR, SECTOR, 0x22);
+  MUST (TRIM, .offset = 4 * SECTOR + 100, .count = 3 * SECTOR);
+  check_base (4 * SECTOR, 100);
+  check_bytes (4 * SECTOR + 100, SECTOR - 100, 0);
+  check_bytes (6 * SECTOR, SECTOR + 100, 0);
+  check_base (7 * SECTOR + 100, SECTOR - 100);
+  MUST (TRIM, .offset = 5 * SECTOR, .count = 10);
+  CHECK_EQ (image_ops (SIM_TRIM), 1);
+
+  /* Fast or not at all, and then nothing happened. */
+  image.port.slow_zero = true;
+  MUST_FAIL (FAULT_IMAGE, EOPNOTSUPP, ZERO, .offset = 8 * SECTOR,
+             .count = SECTOR, .flags = IMAGE_FAST);
+  MUST_FAIL (FAULT_IMAGE, EOPNOTSUPP, ZERO, .offset = 0, .count = SECTOR,
+             .flags = IMAGE_FAST | IMAGE_MAY_TRIM);
+  check_base (8 * SECTOR, SECTOR);
+  MUST (ZERO, .offset = 8 * SECTOR, .count = SECTOR);
+  check_bytes (8 * SECTOR, SECTOR, 0);
+  end ();
+}
+
+static void
+test_cache (void)
+{
+  struct fault fault;
+
+  begin (16, 8 * SECTOR);
+  write_to (2 * SECTOR, SECTOR, 1);
+  write_to (10 * SECTOR, SECTOR, 1);
+  sim_log_clear (&world);
+  CHECK_EQ (overlay_cache (ov, &image.image, 15 * SECTOR, 100, &fault), 0);
+  CHECK_EQ (image_ops (SIM_CACHE), 2);
+  CHECK_EQ (sim_log_count (&world, &backing.port, SIM_CACHE), 2);
+  CHECK_EQ (sim_log_get (&world, &backing.port, SIM_CACHE, 1).count,
+            5 * SECTOR);
+  CHECK_EQ (sim_log_get (&world, &image.port, SIM_CACHE, 1).offset,
+            10 * SECTOR);
+  CHECK_EQ (world.nr_events, 4);
+  sim_fail (&image.port, SIM_CACHE, 1, EIO, 0);
+  CHECK_EQ (overlay_cache (ov, &image.image, 15 * SECTOR, 0, &fault), -1);
+  CHECK (fault.part == FAULT_IMAGE && fault.err == EIO);
+  sim_fail (&backing.port, SIM_CACHE, 1, EREMOTEIO, 0);
+  CHECK_EQ (overlay_cache (ov, &image.image, 15 * SECTOR, 0, &fault), -1);
+  CHECK (fault.part == FAULT_BACKING && fault.err == EREMOTEIO);
+  end ();
+}
+
+/*--- Errors. ----------------------------------------------------------*/
+
+/* A request that fails says why, sets no bit, and can be repeated. */
+static void
+check_failure (struct sim_port *port, enum sim_op op, unsigned n, int err,
+               enum fault_part part, int expected, struct request q)
+{
+  begin (8, 8 * SECTOR);
+  q.through = &image;
+  sim_fail (port, op, n, err, 0);
+  must_fail (q, part, expected);
+  CHECK (!overlay_uncommitted (ov));
+  check_base (0, 8 * SECTOR);
+  flush ();
+  CHECK_EQ (metadata_ops (SIM_WRITE), 0);
+  must (q);
+  if (q.kind != READ) {
+    check_base (0, q.offset);
+    check_bytes (q.offset, q.count, q.kind == WRITE ? q.byte : 0);
+    check_base (q.offset + q.count, 8 * SECTOR - q.offset - q.count);
+  }
+  end ();
+}
+
+static void
+test_errors (void)
+{
+  static const int errs[] = { EIO, ENOSPC, EDQUOT, EREMOTEIO };
+  const struct request odd = REQUEST (WRITE, .offset = SECTOR + 100,
+                                      .count = 2 * SECTOR, .byte = 9);
+  const struct request odd_zero = REQUEST (ZERO, .offset = SECTOR + 100,
+                                           .count = 2 * SECTOR);
+  const struct request odd_trim = REQUEST (TRIM, .offset = SECTOR + 100,
+                                           .count = 2 * SECTOR);
+  const struct request in_one = REQUEST (WRITE, .offset = SECTOR + 100,
+                                         .count = 10, .byte = 9);
+  const struct request whole = REQUEST (WRITE, .offset = SECTOR,
+                                        .count = 2 * SECTOR, .byte = 9);
+  const struct request reading = REQUEST (READ, .offset = 10,
+                                          .count = 3 * SECTOR);
+  size_t i;
+  unsigned n;
+
+  for (i = 0; i < ARRAY_SIZE (errs); i++) {
+    const int err = errs[i];
+
+    for (n = 1; n <= 3; n++)
+      check_failure (&image.port, SIM_WRITE, n, err, FAULT_IMAGE, err, odd);
+    for (n = 1; n <= 2; n++) {
+      check_failure (&backing.port, SIM_READ, n, err, FAULT_BACKING, err, odd);
+      check_failure (&backing.port, SIM_READ, n, err, FAULT_BACKING, err,
+                     odd_zero);
+      check_failure (&image.port, SIM_WRITE, n, err, FAULT_IMAGE, err,
+                     odd_trim);
+    }
+    check_failure (&image.port, SIM_ZERO, 1, err, FAULT_IMAGE, err, odd_zero);
+    check_failure (&image.port, SIM_ZERO, 1, err, FAULT_IMAGE, err, odd_trim);
+    check_failure (&image.port, SIM_WRITE, 1, err, FAULT_IMAGE, err, whole);
+    check_failure (&image.port, SIM_WRITE, 1, err, FAULT_IMAGE, err, in_one);
+    check_failure (&backing.port, SIM_READ, 1, err, FAULT_BACKING, err, in_one);
+    check_failure (&backing.port, SIM_READ, 1, err, FAULT_BACKING, err,
+                   reading);
+    check_failure (&metadata.port, SIM_EXTENTS, 1, err, FAULT_METADATA, err,
+                   whole);
+    check_failure (&metadata.port, SIM_EXTENTS, 1, err, FAULT_METADATA, err,
+                   reading);
+  }
+  check_failure (&metadata.port, SIM_EXTENTS, 1, ENOMEM, FAULT_MEMORY, ENOMEM,
+                 whole);
+}
+
+static void
+test_errors_when_allocated (void)
+{
+  struct fault fault;
+
+  begin (8, 8 * SECTOR);
+  write_to (0, 8 * SECTOR, 1);
+  flush ();
+  sim_fail (&image.port, SIM_READ, 1, EUCLEAN, 0);
+  MUST_FAIL (FAULT_IMAGE, EUCLEAN, READ, .offset = 0, .count = 1);
+  sim_fail (&image.port, SIM_WRITE, 1, ENOSPC, 0);
+  MUST_FAIL (FAULT_IMAGE, ENOSPC, WRITE, .offset = 0, .count = 1);
+  sim_fail (&image.port, SIM_ZERO, 1, ENOSPC, 0);
+  MUST_FAIL (FAULT_IMAGE, ENOSPC, ZERO, .offset = 0, .count = 1);
+  sim_fail (&image.port, SIM_TRIM, 1, EDQUOT, 0);
+  MUST_FAIL (FAULT_IMAGE, EDQUOT, TRIM, .offset = 0, .count = 1);
+  sim_fail (&image.port, SIM_FLUSH, 1, EIO, 0);
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH);
+  sim_fail (&image.port, SIM_WRITE, 1, ENOMEM, 0);
+  MUST_FAIL (FAULT_IMAGE, ENOMEM, WRITE, .offset = 0, .count = 1);
+  CHECK_EQ (overlay_commit (ov, &fault), 0);
+  check_bytes (0, 8 * SECTOR, 1);
+  end ();
+}
+
+/*--- Extents. ---------------------------------------------------------*/
+
+struct seen {
+  uint64_t offset;
+  unsigned types[FLAT_BYTES];
+  unsigned last_type;
+  unsigned n;
+  unsigned stop_after;
+  int stop_with;
+};
+
+static int
+see_extent (void *opaque, uint64_t count, unsigned type)
+{
+  struct seen *s = opaque;
+
+  CHECK (count > 0);
+  CHECK (s->offset + count <= FLAT_BYTES);
+  CHECK (s->n == 0 || type != s->last_type);
+  s->last_type = type;
+  s->n++;
+  while (count-- > 0)
+    s->types[s->offset++] = type;
+  return s->n == s->stop_after ? s->stop_with : 0;
+}
+
+static void
+test_extents_random (struct rng *rng)
+{
+  static struct seen s;
+  const uint64_t backing_bytes = rng_below (rng, FLAT_BYTES + 999);
+  unsigned types[FLAT_SECTORS];
+  struct fault fault;
+  uint64_t i;
+
+  begin (FLAT_SECTORS, 0);
+  sim_store_clear (&backing_store);
+  sim_store_init (&backing_store, &world, backing_bytes);
+  for (i = 0; i * SECTOR < backing_bytes; i++)
+    if (rng_one_in (rng, 2))
+      sim_store_put (&backing_store, "b", 1, i * SECTOR);
+  overlay_close (ov);
+  sim_backing_init (&backing, &backing_store);
+  CHECK_EQ (overlay_open (&ov, &metadata.image, FLAT_BYTES, &backing.backing,
+                          NULL, NULL),
+            0);
+  overlay_attach (ov, &image.image);
+  overlay_attach (ov, &other.image);
+  image.port.one_extent = rng_one_in (rng, 2);
+  backing.port.one_extent = rng_one_in (rng, 2);
+  metadata.port.one_extent = rng_one_in (rng, 2);
+
+  for (i = 0; i < FLAT_SECTORS; i++) {
+    const unsigned what = rng_below (rng, 3);
+
+    if (what == 1)
+      write_to (i * SECTOR, SECTOR, 1);
+    else if (what == 2)
+      MUST (TRIM, .offset = i * SECTOR, .count = SECTOR);
+    if (what == 1)
+      types[i] = 0;
+    else if (what == 2)
+      types[i] = EXTENT_HOLE | EXTENT_ZERO;
+    else
+      types[i] = i * SECTOR < backing_bytes &&
+                         sim_store_is_data (&backing_store, i * SECTOR)
+                     ? 0
+                     : EXTENT_HOLE | EXTENT_ZERO;
+  }
+
+  for (i = 0; i < 20; i++) {
+    const uint64_t offset = i ? rng_below (rng, FLAT_BYTES) : 0;
+    const uint64_t count = i ? rng_range (rng, 1, FLAT_BYTES - offset)
+                             : FLAT_BYTES;
+    uint64_t at;
+
+    memset (&s, 0, sizeof s);
+    s.offset = offset;
+    if (i % 4 == 3) {
+      s.stop_after = 1 + rng_below (rng, 3);
+      s.stop_with = EXTENT_STOP;
+    }
+    CHECK_EQ (overlay_extents (ov, &image.image, count, offset, see_extent, &s,
+                               &fault),
+              0);
+    if (s.stop_after == 0 || s.n < s.stop_after)
+      CHECK_EQ (s.offset, offset + count);
+    else
+      CHECK_EQ (s.n, s.stop_after);
+    for (at = offset; at < s.offset; at++) {
+      /* The last sector of the backing file is perhaps in part there. */
+      const unsigned want = at >= backing_bytes &&
+                                    !sim_store_is_data (&image_store, at)
+                                ? EXTENT_HOLE | EXTENT_ZERO
+                                : types[at / SECTOR];
+
+      CHECK_EQ (s.types[at], want);
+    }
+  }
+  end ();
+}
+
+static void
+test_extents (void)
+{
+  static struct seen s;
+  struct rng rng = { 4 };
+  struct fault fault;
+  unsigned i;
+
+  for (i = 0; i < 100; i++)
+    test_extents_random (&rng);
+
+  /* All data, from both: one extent. */
+  begin (FLAT_SECTORS, FLAT_BYTES);
+  for (i = 0; i < FLAT_SECTORS; i += 2)
+    write_to (i * SECTOR, SECTOR, 1);
+  memset (&s, 0, sizeof s);
+  CHECK_EQ (overlay_extents (ov, &image.image, FLAT_BYTES - 7, 3, see_extent,
+                             &s, &fault),
+            0);
+  CHECK_EQ (s.n, 1);
+  CHECK_EQ (s.offset, FLAT_BYTES - 7);
+
+  sim_fail (&image.port, SIM_EXTENTS, 2, EUCLEAN, 0);
+  CHECK_EQ (overlay_extents (ov, &image.image, FLAT_BYTES, 0, see_extent,
+                             memset (&s, 0, sizeof s), &fault),
+            -1);
+  CHECK (fault.part == FAULT_IMAGE && fault.err == EUCLEAN);
+  sim_fail (&backing.port, SIM_EXTENTS, 2, EREMOTEIO, 0);
+  CHECK_EQ (overlay_extents (ov, &image.image, FLAT_BYTES, 0, see_extent,
+                             memset (&s, 0, sizeof s), &fault),
+            -1);
+  CHECK (fault.part == FAULT_BACKING && fault.err == EREMOTEIO);
+
+  /* What the caller could not do with an extent. */
+  memset (&s, 0, sizeof s);
+  s.stop_after = 1;
+  s.stop_with = ENOMEM;
+  CHECK_EQ (
+      overlay_extents (ov, &image.image, FLAT_BYTES, 0, see_extent, &s, &fault),
+      -1);
+  CHECK_EQ (fault.err, ENOMEM);
+  end ();
+}
+
+/*--- Flush, FUA and the order of a commit. ----------------------------*/
+
+static void
+test_commit_order (void)
+{
+  struct sim_event data, image_flush, bits, metadata_flush;
+
+  begin (8, 8 * SECTOR);
+  CHECK_EQ (nr_dirty, 0);
+  write_to (SECTOR, SECTOR, 1);
+  write_to (3 * SECTOR, SECTOR, 1);
+  CHECK_EQ (nr_dirty, 1);
+  CHECK (overlay_uncommitted (ov));
+  CHECK_EQ (sim_log_count_changes (&world, &metadata.port), 0);
+  CHECK_EQ (image_ops (SIM_FLUSH), 0);
+  flush ();
+  CHECK (!overlay_uncommitted (ov));
+  CHECK (disk_bit (1) && disk_bit (3) && !disk_bit (2));
+
+  data = sim_log_get (&world, &image.port, SIM_WRITE, 1);
+  image_flush = sim_log_get (&world, &image.port, SIM_FLUSH, 0);
+  bits = sim_log_get (&world, &metadata.port, SIM_WRITE, 0);
+  metadata_flush = sim_log_get (&world, &metadata.port, SIM_FLUSH, 0);
+  CHECK (data.end < image_flush.begin);
+  CHECK (image_flush.end < bits.begin);
+  CHECK (bits.end < metadata_flush.begin);
+  CHECK_EQ (image_ops (SIM_FLUSH), 1);
+  CHECK_EQ (sim_log_count_changes (&world, &metadata.port), 2);
+
+  /* With nothing new: one flush of the image, the metadata not touched,
+   * and it is the image of who asks.
+   */
+  write_to (SECTOR, SECTOR, 2);
+  sim_log_clear (&world);
+  flush ();
+  CHECK_EQ (world.nr_events, 1);
+  CHECK_EQ (sim_log_count (&world, &image.port, SIM_FLUSH), 1);
+  MUST (FLUSH, .through = &other);
+  CHECK_EQ (sim_log_count (&world, &other.port, SIM_FLUSH), 1);
+  CHECK_EQ (world.nr_events, 2);
+  MUST (COMMIT);
+  CHECK_EQ (world.nr_events, 2);
+
+  write_to (5 * SECTOR, SECTOR, 2);
+  CHECK_EQ (nr_dirty, 2);
+  MUST (COMMIT);
+  CHECK (disk_bit (5));
+  end ();
+}
+
+static void
+test_fua (void)
+{
+  static const enum kind kinds[] = { WRITE, ZERO, TRIM };
+  static const enum sim_op ops[] = { SIM_WRITE, SIM_ZERO, SIM_TRIM };
+  size_t i;
+
+  for (i = 0; i < ARRAY_SIZE (kinds); i++) {
+    begin (8, 8 * SECTOR);
+
+    /* New sectors: written, then a commit. */
+    MUST (kinds[i], .count = SECTOR, .flags = IMAGE_FUA);
+    CHECK (disk_bit (0));
+    CHECK_EQ (image_ops (SIM_FLUSH), 1);
+    CHECK (!overlay_uncommitted (ov));
+    CHECK_EQ (metadata_ops (SIM_FLUSH), 1);
+
+    /* Nothing uncommitted: one operation of the image. */
+    sim_log_clear (&world);
+    MUST (kinds[i], .count = SECTOR, .flags = IMAGE_FUA);
+    CHECK_EQ (world.nr_events, 1);
+    CHECK_EQ (sim_log_get (&world, &image.port, ops[i], 0).flags, IMAGE_FUA);
+
+    /* Allocated, but something is uncommitted: it may be this. */
+    write_to (3 * SECTOR, SECTOR, 1);
+    sim_log_clear (&world);
+    MUST (kinds[i], .count = SECTOR, .flags = IMAGE_FUA);
+    CHECK_EQ (sim_log_get (&world, &image.port, ops[i], 0).flags, 0);
+    CHECK (sim_log_get (&world, &image.port, ops[i], 0).end <
+           sim_log_get (&world, &image.port, SIM_FLUSH, 0).begin);
+    CHECK_EQ (image_ops (SIM_FLUSH), 1);
+    CHECK (disk_bit (3));
+    CHECK (!overlay_uncommitted (ov));
+
+    /* A commit that fails is a write that fails. */
+    sim_fail (&metadata.port, SIM_FLUSH, 1, EIO, 0);
+    MUST_FAIL (FAULT_METADATA, EIO, kinds[i], .offset = 5 * SECTOR,
+               .count = SECTOR, .flags = IMAGE_FUA);
+    CHECK (overlay_uncommitted (ov));
+    end ();
+  }
+}
+
+/* What a commit that fails leaves: the bits, to be written again. */
+static void
+test_failed_commit (void)
+{
+  static const struct {
+    struct sim_image *file;
+    enum sim_op op;
+    enum fault_part part;
+    int err;
+  } cases[] = {
+    { &image, SIM_FLUSH, FAULT_IMAGE, EDQUOT },
+    { &metadata, SIM_WRITE, FAULT_METADATA, ENOSPC },
+    { &metadata, SIM_FLUSH, FAULT_METADATA, EIO },
+  };
+  size_t i;
+
+  for (i = 0; i < ARRAY_SIZE (cases); i++) {
+    begin (8, 8 * SECTOR);
+    write_to (SECTOR, SECTOR, 1);
+    sim_fail (&cases[i].file->port, cases[i].op, 1, cases[i].err, 1);
+    MUST_FAIL (cases[i].part, cases[i].err, FLUSH);
+    CHECK (overlay_uncommitted (ov));
+    MUST_FAIL (cases[i].part, cases[i].err, FLUSH);
+    if (cases[i].part == FAULT_IMAGE) {
+      CHECK_EQ (metadata_ops (SIM_WRITE), 0);
+      CHECK (!disk_bit (1));
+    }
+    check_bytes (SECTOR, SECTOR, 1);
+    sim_log_clear (&world);
+    flush ();
+    CHECK_EQ (image_ops (SIM_FLUSH), 1);
+    CHECK_EQ (metadata_ops (SIM_WRITE), 1);
+    CHECK_EQ (metadata_ops (SIM_FLUSH), 1);
+    CHECK (disk_bit (1));
+    end ();
+  }
+}
+
+static void
+test_detach (void)
+{
+  struct fault fault;
+
+  begin (8, 8 * SECTOR);
+  write_to (0, SECTOR, 1);
+  sim_fail (&image.port, SIM_FLUSH, 1, EIO, 0);
+  CHECK_EQ (overlay_detach (ov, &image.image, &fault), -1);
+  CHECK (fault.part == FAULT_IMAGE && fault.err == EIO);
+  CHECK (overlay_uncommitted (ov));
+  overlay_attach (ov, &image.image);
+  CHECK_EQ (overlay_detach (ov, &image.image, &fault), 0);
+  CHECK (disk_bit (0));
+  CHECK_EQ (sim_log_count (&world, &image.port, SIM_FLUSH), 2);
+
+  /* Nothing to commit, nothing done. */
+  sim_log_clear (&world);
+  overlay_attach (ov, &image.image);
+  CHECK_EQ (overlay_detach (ov, &image.image, &fault), 0);
+  CHECK_EQ (overlay_detach (ov, &other.image, &fault), 0);
+  CHECK_EQ (world.nr_events, 0);
+  CHECK_EQ (overlay_commit (ov, &fault), 0);
+  overlay_attach (ov, &image.image);
+  overlay_attach (ov, &other.image);
+  end ();
+}
+
+/* Images whose flush is their own are all flushed by a commit; the flush
+ * of one whose is not covers all.
+ */
+static void
+test_multi_conn (void)
+{
+  struct sim_image third;
+  struct fault fault;
+
+  begin (8, 8 * SECTOR);
+  sim_image_init (&third, &image_store);
+  overlay_attach (ov, &third.image);
+  write_to (0, SECTOR, 1);
+  flush ();
+  CHECK_EQ (sim_log_count (&world, NULL, SIM_FLUSH), 2);
+
+  image.image.multi_conn = other.image.multi_conn = false;
+  third.image.multi_conn = false;
+  write_to (SECTOR, SECTOR, 1);
+  MUST (WRITE, .offset = 2 * SECTOR, .count = SECTOR, .through = &other);
+  sim_log_clear (&world);
+  flush ();
+  CHECK_EQ (sim_log_count (&world, &image.port, SIM_FLUSH), 1);
+  CHECK_EQ (sim_log_count (&world, &other.port, SIM_FLUSH), 1);
+  CHECK_EQ (sim_log_count (&world, &third.port, SIM_FLUSH), 1);
+  CHECK_EQ (sim_log_count (&world, &metadata.port, SIM_FLUSH), 1);
+  CHECK (sim_log_get (&world, &image.port, SIM_FLUSH, 0).end <
+         sim_log_get (&world, &metadata.port, SIM_WRITE, 0).begin);
+  CHECK (sim_log_get (&world, &other.port, SIM_FLUSH, 0).end <
+         sim_log_get (&world, &metadata.port, SIM_WRITE, 0).begin);
+
+  /* With nothing new it is a matter of one image. */
+  write_to (SECTOR, SECTOR, 1);
+  sim_log_clear (&world);
+  flush ();
+  CHECK_EQ (world.nr_events, 1);
+  CHECK_EQ (sim_log_count (&world, &image.port, SIM_FLUSH), 1);
+
+  write_to (3 * SECTOR, SECTOR, 1);
+  sim_log_clear (&world);
+  MUST (COMMIT);
+  CHECK_EQ (sim_log_count (&world, NULL, SIM_FLUSH), 4);
+
+  /* One of them fails: so does the commit. */
+  write_to (4 * SECTOR, SECTOR, 1);
+  sim_fail (&other.port, SIM_FLUSH, 1, EDQUOT, 0);
+  MUST_FAIL (FAULT_IMAGE, EDQUOT, FLUSH);
+  CHECK (!disk_bit (4));
+  flush ();
+  CHECK (disk_bit (4));
+  CHECK_EQ (overlay_detach (ov, &third.image, &fault), 0);
+  end ();
+}
+
+/* What is uncommitted is bounded: the writer that goes over it commits. */
+static void
+test_many_pages (void)
+{
+  const uint64_t page = 4096 * 8 * UINT64_C (512);
+  const unsigned nr = 4200;
+  unsigned i, first = 0, nr_commits = 0;
+
+  begin (nr * (page / SECTOR), 0);
+  for (i = 0; i < nr; i++) {
+    write_to (i * page, 1, 1);
+    if (!overlay_uncommitted (ov)) {
+      if (first == 0) {
+        first = i;
+        CHECK (disk_bit (i * (page / SECTOR)));
+        CHECK_EQ (image_ops (SIM_FLUSH), 1);
+        CHECK_EQ (metadata_ops (SIM_FLUSH), 1);
+      }
+      nr_commits++;
+    }
+  }
+  CHECK_EQ (first, 2048);
+  CHECK_EQ (nr_commits, 2);
+  CHECK_EQ (metadata_ops (SIM_FLUSH), 2);
+
+  /* When that commit fails the write says so. */
+  flush ();
+  sim_fail (&metadata.port, SIM_WRITE, 1, ENOSPC, 0);
+  for (i = 0; i < nr; i++) {
+    struct request q = REQUEST (WRITE, .offset = i * page + SECTOR, .count = 1,
+                                .through = &image);
+
+    run (&q);
+    if (q.r == -1)
+      break;
+  }
+  CHECK_EQ (i, 2048);
+  end ();
+}
+
+/* A server was killed between writing its bits and syncing them.  The
+ * next one finds them in the file; what it acknowledges as durable must
+ * not depend on bits that are not.
+ */
+static void
+test_bits_of_a_killed_server (bool fua, bool same_sector)
+{
+  const uint64_t sector = same_sector ? 1 : 2;
+  unsigned i;
+
+  begin (8, 8 * SECTOR);
+  metadata_store.track = image_store.track = true;
+  sim_store_put (&metadata_store, "h", 1, 0);
+  CHECK_EQ (metadata.image.ops->write (&metadata.image, "\6", 1,
+                                       FORMAT_HEADER_BYTES, 0),
+            0);
+  MUST (WRITE, .offset = sector * SECTOR, .count = SECTOR, .byte = 5,
+        .flags = fua ? IMAGE_FUA : 0);
+  if (!fua)
+    flush ();
+  for (i = 0; i < 20; i++) {
+    struct rng rng = { i };
+    struct sim_world after_world;
+    struct sim_store image_after, metadata_after;
+
+    sim_world_init (&after_world);
+    sim_store_crash (&image_after, &after_world, &image_store, &rng);
+    sim_store_crash (&metadata_after, &after_world, &metadata_store, &rng);
+    CHECK_EQ (sim_store_byte (&image_after, sector * SECTOR), 5);
+    CHECK (sim_store_byte (&metadata_after, FORMAT_HEADER_BYTES) &
+           1u << sector);
+    sim_store_clear (&image_after);
+    sim_store_clear (&metadata_after);
+    sim_world_clear (&after_world);
+  }
+
+  /* From then on they are known to be. */
+  sim_log_clear (&world);
+  write_to (sector * SECTOR, 1, 1);
+  flush ();
+  MUST (WRITE, .offset = SECTOR, .count = 1, .flags = IMAGE_FUA);
+  CHECK_EQ (world.nr_events, 3);
+  end ();
+}
+
+/*--- Races on first touch. --------------------------------------------*/
+
+/* FIRST is held in OP of PORT at the byte AT; SECOND comes meanwhile and
+ * WAITS or goes through; then both end.
+ */
+static void
+race (struct request *first, struct sim_port *port, enum sim_op op, uint64_t at,
+      struct request *second, bool waits)
+{
+  struct gate gate;
+
+  second->through = &other;
+  sim_hold (port, op, at, &gate);
+  start (first);
+  CHECK (is (first, WORKER_HELD));
+  start (second);
+  CHECK_EQ (is (second, WORKER_WAITING), waits);
+  CHECK_EQ (is (second, WORKER_DONE), !waits);
+  gate_open (&gate);
+  finish (first);
+  finish (second);
+  CHECK_EQ (first->r, 0);
+  CHECK_EQ (second->r, 0);
+  sim_no_gates (port);
+}
+
+static void
+test_races (void)
+{
+  const struct request part = REQUEST (WRITE, .offset = 2 * SECTOR + 100,
+                                       .count = 50, .byte = 1);
+  const struct request whole = REQUEST (WRITE, .offset = 2 * SECTOR,
+                                        .count = SECTOR, .byte = 2);
+  struct request a, b;
+
+  /* A partial write reads the backing file or writes the sector; a whole
+   * write to it comes and is newer.
+   */
+  begin (16, 16 * SECTOR);
+  a = part;
+  b = whole;
+  race (&a, &backing.port, SIM_READ, 2 * SECTOR, &b, true);
+  check_bytes (2 * SECTOR, SECTOR, 2);
+  end ();
+
+  begin (16, 16 * SECTOR);
+  a = part;
+  b = whole;
+  race (&a, &image.port, SIM_WRITE, 2 * SECTOR, &b, true);
+  check_bytes (2 * SECTOR, SECTOR, 2);
+  check_base (SECTOR, SECTOR);
+  end ();
+
+  /* The other way round: the part is newer, the rest the whole's. */
+  begin (16, 16 * SECTOR);
+  a = whole;
+  b = part;
+  race (&a, &image.port, SIM_WRITE, 2 * SECTOR, &b, true);
+  CHECK_EQ (backing_reads (), 0);
+  check_bytes (2 * SECTOR, 100, 2);
+  check_bytes (2 * SECTOR + 100, 50, 1);
+  check_bytes (2 * SECTOR + 150, SECTOR - 150, 2);
+  end ();
+
+  /* Two parts of a sector: both stay. */
+  begin (16, 16 * SECTOR);
+  a = part;
+  b = REQUEST (WRITE, .offset = 2 * SECTOR + 300, .count = 5, .byte = 3);
+  race (&a, &backing.port, SIM_READ, 2 * SECTOR, &b, true);
+  CHECK_EQ (backing_reads (), 1);
+  check_bytes (2 * SECTOR + 100, 50, 1);
+  check_bytes (2 * SECTOR + 300, 5, 3);
+  check_base (2 * SECTOR, 100);
+  check_base (2 * SECTOR + 150, 150);
+  end ();
+
+  /* The head and the tail of a longer write, zeroes, a trim. */
+  begin (16, 16 * SECTOR);
+  a = REQUEST (WRITE, .offset = SECTOR + 9, .count = 4 * SECTOR, .byte = 1);
+  b = REQUEST (WRITE, .offset = 5 * SECTOR, .count = SECTOR, .byte = 2);
+  race (&a, &backing.port, SIM_READ, 5 * SECTOR, &b, true);
+  check_bytes (5 * SECTOR, SECTOR, 2);
+  check_bytes (SECTOR + 9, 4 * SECTOR - 9, 1);
+  check_base (SECTOR, 9);
+  end ();
+
+  begin (16, 16 * SECTOR);
+  a = REQUEST (ZERO, .offset = SECTOR + 9, .count = 4 * SECTOR);
+  b = REQUEST (WRITE, .offset = SECTOR, .count = SECTOR, .byte = 2);
+  race (&a, &image.port, SIM_WRITE, SECTOR, &b, true);
+  check_bytes (SECTOR, SECTOR, 2);
+  check_bytes (2 * SECTOR, 3 * SECTOR + 9, 0);
+  end ();
+
+  begin (16, 16 * SECTOR);
+  a = REQUEST (TRIM, .offset = SECTOR, .count = 4 * SECTOR);
+  b = REQUEST (WRITE, .offset = 2 * SECTOR, .count = SECTOR, .byte = 2);
+  race (&a, &image.port, SIM_ZERO, SECTOR, &b, true);
+  check_bytes (2 * SECTOR, SECTOR, 2);
+  end ();
+
+  begin (16, 16 * SECTOR);
+  a = part;
+  b = REQUEST (ZERO, .offset = SECTOR, .count = 4 * SECTOR);
+  race (&a, &backing.port, SIM_READ, 2 * SECTOR, &b, true);
+  check_bytes (SECTOR, 4 * SECTOR, 0);
+  end ();
+
+  begin (16, 16 * SECTOR);
+  a = part;
+  b = REQUEST (TRIM, .offset = SECTOR, .count = 4 * SECTOR);
+  race (&a, &backing.port, SIM_READ, 2 * SECTOR, &b, true);
+  check_bytes (SECTOR, SECTOR, 0);
+  check_bytes (3 * SECTOR, 2 * SECTOR, 0);
+  end ();
+}
+
+/* Who is not in the way does not wait. */
+static void
+test_no_needless_waits (void)
+{
+  const struct request part = REQUEST (WRITE, .offset = 2 * SECTOR + 100,
+                                       .count = SECTOR, .byte = 1);
+  struct request a, b;
+
+  /* Allocated sectors, elsewhere and in the very range that is held. */
+  begin (16, 16 * SECTOR);
+  write_to (3 * SECTOR, SECTOR, 7);
+  write_to (8 * SECTOR, SECTOR, 7);
+  a = part;
+  b = REQUEST (WRITE, .offset = 8 * SECTOR + 1, .count = 10, .byte = 2);
+  race (&a, &backing.port, SIM_READ, 2 * SECTOR, &b, false);
+  check_bytes (8 * SECTOR + 1, 10, 2);
+  end ();
+
+  begin (16, 16 * SECTOR);
+  write_to (3 * SECTOR, SECTOR, 7);
+  a = part;
+  b = REQUEST (WRITE, .offset = 3 * SECTOR + 200, .count = 10, .byte = 2);
+  race (&a, &backing.port, SIM_READ, 2 * SECTOR, &b, false);
+  check_bytes (3 * SECTOR + 200, 10, 2);
+  check_bytes (3 * SECTOR, 100, 1);
+  check_bytes (3 * SECTOR + 100, 100, 7);
+  end ();
+
+  /* Another new sector, right beside. */
+  begin (16, 16 * SECTOR);
+  a = part;
+  b = REQUEST (WRITE, .offset = 4 * SECTOR, .count = SECTOR, .byte = 2);
+  race (&a, &backing.port, SIM_READ, 2 * SECTOR, &b, false);
+  b = REQUEST (WRITE, .offset = SECTOR, .count = SECTOR, .byte = 2);
+  a = REQUEST (WRITE, .offset = 6 * SECTOR, .count = 1, .byte = 2);
+  race (&a, &image.port, SIM_WRITE, 6 * SECTOR, &b, false);
+  end ();
+
+  /* Readers, who see the old data; and flushes. */
+  begin (16, 16 * SECTOR);
+  a = part;
+  b = REQUEST (READ, .offset = 2 * SECTOR, .count = 2 * SECTOR);
+  race (&a, &image.port, SIM_WRITE, 3 * SECTOR, &b, false);
+  CHECK_EQ (b.buf[100], base_byte (2 * SECTOR + 100));
+  CHECK_EQ (b.buf[SECTOR], base_byte (3 * SECTOR));
+  end ();
+
+  begin (16, 16 * SECTOR);
+  write_to (8 * SECTOR, SECTOR, 7);
+  a = part;
+  b = REQUEST (FLUSH);
+  race (&a, &image.port, SIM_WRITE, 2 * SECTOR, &b, false);
+  CHECK (!disk_bit (2) && !disk_bit (3) && disk_bit (8));
+  end ();
+}
+
+/*--- Races of commits. ------------------------------------------------*/
+
+/* Bits that come while the image is flushed, or later, are not in that
+ * commit: their data may be in no flush.
+ */
+static void
+test_bits_during_commit (struct sim_image *file, enum sim_op op)
+{
+  struct request a = REQUEST (FLUSH);
+  struct gate gate;
+
+  begin (16, 16 * SECTOR);
+  write_to (0, SECTOR, 1);
+  sim_hold (&file->port, op, SIM_ANYWHERE, &gate);
+  start (&a);
+  CHECK (is (&a, WORKER_HELD));
+  MUST (WRITE, .offset = SECTOR, .count = SECTOR, .through = &other);
+  write_to (2 * SECTOR + 5, 5, 1);
+  gate_open (&gate);
+  finish (&a);
+  CHECK_EQ (a.r, 0);
+  sim_no_gates (&file->port);
+  CHECK (disk_bit (0) && !disk_bit (1) && !disk_bit (2));
+  CHECK (overlay_uncommitted (ov));
+  sim_log_clear (&world);
+  flush ();
+  CHECK (disk_bit (0) && disk_bit (1) && disk_bit (2));
+  CHECK_EQ (image_ops (SIM_FLUSH), 1);
+  CHECK (!overlay_uncommitted (ov));
+  end ();
+}
+
+/* One flush runs, held; two more come; they share the next commit. */
+static void
+test_shared_commit (struct sim_image *file, enum sim_op op, int err,
+                    enum fault_part part)
+{
+  struct request a = REQUEST (FLUSH), b = a, c = a;
+  struct gate gate;
+
+  begin (16, 16 * SECTOR);
+  write_to (0, SECTOR, 1);
+  sim_hold (&image.port, SIM_FLUSH, SIM_ANYWHERE, &gate);
+  start (&a);
+  CHECK (is (&a, WORKER_HELD));
+  write_to (SECTOR, SECTOR, 1);
+  start (&b);
+  start (&c);
+  CHECK (is (&b, WORKER_WAITING));
+  CHECK (is (&c, WORKER_WAITING));
+  if (err)
+    sim_fail (&file->port, op, file == &image ? 1 : 2, err, 0);
+  gate_open (&gate);
+  finish (&a);
+  finish (&b);
+  finish (&c);
+  sim_no_gates (&image.port);
+  CHECK_EQ (a.r, 0);
+  CHECK_EQ (image_ops (SIM_FLUSH), 2);
+  CHECK_EQ (b.r, err ? -1 : 0);
+  CHECK_EQ (c.r, err ? -1 : 0);
+  if (err) {
+    CHECK (b.fault.part == part && b.fault.err == err);
+    CHECK (c.fault.part == part && c.fault.err == err);
+    CHECK (overlay_uncommitted (ov));
+    sim_log_clear (&world);
+    flush ();
+    CHECK_EQ (metadata_ops (SIM_WRITE), 1);
+  }
+  else
+    CHECK_EQ (metadata_ops (SIM_FLUSH), 2);
+  CHECK (disk_bit (0) && disk_bit (1));
+  CHECK (!overlay_uncommitted (ov));
+  end ();
+}
+
+/* The same, but who shares a commit that fails wakes up late, when the
+ * one after that has been good.  The image may have lost what was written
+ * before the one that failed, so the flush has failed.
+ */
+static void
+test_late_sharer (bool first_fails)
+{
+  struct request a = REQUEST (FLUSH), b = a, c = a;
+  struct gate gate;
+
+  begin (16, 16 * SECTOR);
+  write_to (0, SECTOR, 1);
+  sim_hold (&image.port, SIM_FLUSH, SIM_ANYWHERE, &gate);
+  start (&a);
+  write_to (SECTOR, SECTOR, 1);
+  start (&b);
+  start (&c);
+  CHECK (is (&b, WORKER_WAITING) && is (&c, WORKER_WAITING));
+  worker_park (&c.worker, true);
+  sim_fail (&image.port, SIM_FLUSH, first_fails ? 1 : 2, EIO, 0);
+  gate_open (&gate);
+  finish (&a);
+  finish (&b);
+  CHECK_EQ (a.r, 0);
+  CHECK_EQ (b.r, first_fails ? -1 : 0);
+  workers_settle ();
+  CHECK (is (&c, WORKER_PARKED));
+
+  write_to (2 * SECTOR, SECTOR, 1);
+  if (first_fails)
+    flush ();
+  else
+    MUST_FAIL (FAULT_IMAGE, EIO, FLUSH);
+  worker_park (&c.worker, false);
+  finish (&c);
+  sim_no_gates (&image.port);
+  CHECK_EQ (c.r, first_fails ? -1 : 0);
+  if (first_fails)
+    CHECK (c.fault.part == FAULT_IMAGE && c.fault.err == EIO);
+  end ();
+}
+
+/* Who finds its commit over goes on, though another one has begun. */
+static void
+test_sharer_goes_on (void)
+{
+  struct request a = REQUEST (FLUSH), b = a, c = a, d = a;
+  struct gate first, later;
+
+  begin (16, 16 * SECTOR);
+  write_to (0, SECTOR, 1);
+  sim_hold (&image.port, SIM_FLUSH, SIM_ANYWHERE, &first);
+  start (&a);
+  start (&b);
+  start (&c);
+  CHECK (is (&b, WORKER_WAITING) && is (&c, WORKER_WAITING));
+  worker_park (&c.worker, true);
+  gate_open (&first);
+  finish (&a);
+  finish (&b);
+  workers_settle ();
+
+  write_to (SECTOR, SECTOR, 1);
+  sim_hold (&image.port, SIM_FLUSH, SIM_ANYWHERE, &later);
+  start (&d);
+  CHECK (is (&d, WORKER_HELD));
+  worker_park (&c.worker, false);
+  workers_settle ();
+  CHECK (is (&c, WORKER_DONE));
+  CHECK (is (&d, WORKER_HELD));
+  gate_open (&later);
+  finish (&c);
+  finish (&d);
+  CHECK (c.r == 0 && d.r == 0);
+  CHECK_EQ (image_ops (SIM_FLUSH), 3);
+  end ();
+}
+
+/* A flush that comes when a commit has taken its bits is not content with
+ * that one.
+ */
+static void
+test_flush_during_commit (void)
+{
+  struct request a = REQUEST (FLUSH), b = a;
+  struct gate gate;
+  struct sim_event e;
+
+  begin (16, 16 * SECTOR);
+  write_to (0, SECTOR, 1);
+  sim_hold (&metadata.port, SIM_FLUSH, SIM_ANYWHERE, &gate);
+  start (&a);
+  CHECK (is (&a, WORKER_HELD));
+  write_to (0, SECTOR, 2); /* allocated: its bit is in that commit */
+  start (&b);
+  CHECK (is (&b, WORKER_WAITING));
+  gate_open (&gate);
+  finish (&a);
+  finish (&b);
+  sim_no_gates (&metadata.port);
+  CHECK_EQ (b.r, 0);
+  CHECK_EQ (image_ops (SIM_FLUSH), 2);
+  e = sim_log_get (&world, &image.port, SIM_FLUSH, 1);
+  CHECK (e.begin > sim_log_get (&world, &image.port, SIM_WRITE, 1).end);
+  end ();
+}
+
+/* An image is let go of when no commit uses it any more. */
+static void
+test_detach_waits (void)
+{
+  struct request a = REQUEST (FLUSH, .through = &image);
+  struct request b = REQUEST (COMMIT);
+  struct request d = REQUEST (DETACH, .through = &other);
+  struct gate gate;
+  struct fault fault;
+
+  /* "other" was attached last, so a commit through any takes that. */
+  begin (16, 16 * SECTOR);
+  write_to (0, SECTOR, 1);
+  sim_hold (&metadata.port, SIM_FLUSH, SIM_ANYWHERE, &gate);
+  start (&a);
+  CHECK (is (&a, WORKER_HELD));
+  start (&b); /* uses "other", waits its turn */
+  CHECK (is (&b, WORKER_WAITING));
+  start (&d);
+  CHECK (is (&d, WORKER_WAITING));
+  worker_park (&b.worker, true);
+  gate_open (&gate);
+  finish (&a);
+  workers_settle ();
+  /* All is committed, but the other commit has its hands on it. */
+  CHECK (!overlay_uncommitted (ov));
+  CHECK (is (&b, WORKER_PARKED));
+  CHECK (is (&d, WORKER_WAITING));
+  worker_park (&b.worker, false);
+  finish (&b);
+  finish (&d);
+  CHECK (a.r == 0 && b.r == 0 && d.r == 0);
+  sim_no_gates (&metadata.port);
+
+  /* It is not used any more. */
+  sim_log_clear (&world);
+  image.image.multi_conn = false;
+  write_to (SECTOR, SECTOR, 1);
+  flush ();
+  MUST (WRITE, .offset = 2 * SECTOR, .count = SECTOR);
+  MUST (COMMIT);
+  CHECK_EQ (sim_log_count (&world, &other.port, SIM_FLUSH), 0);
+  CHECK_EQ (sim_log_count (&world, &image.port, SIM_FLUSH), 2);
+  overlay_attach (ov, &other.image);
+  end ();
+
+  /* A commit that flushes all images, one of which is to go. */
+  begin (16, 16 * SECTOR);
+  image.image.multi_conn = other.image.multi_conn = false;
+  MUST (WRITE, .offset = 0, .count = SECTOR, .through = &other);
+  sim_hold (&other.port, SIM_FLUSH, SIM_ANYWHERE, &gate);
+  a = REQUEST (FLUSH);
+  d = REQUEST (DETACH, .through = &other);
+  start (&a);
+  CHECK (is (&a, WORKER_HELD));
+  start (&d);
+  CHECK (is (&d, WORKER_WAITING));
+  gate_open (&gate);
+  finish (&a);
+  finish (&d);
+  CHECK (a.r == 0 && d.r == 0);
+  CHECK (disk_bit (0));
+  CHECK_EQ (overlay_detach (ov, &image.image, &fault), 0);
+  overlay_attach (ov, &image.image);
+  overlay_attach (ov, &other.image);
+  end ();
+}
+
+int
+main (void)
+{
+  check_watchdog (300);
+  test_routing ();
+  test_completion ();
+  test_zero_trim ();
+  test_cache ();
+  test_errors ();
+  test_errors_when_allocated ();
+  test_extents ();
+  test_commit_order ();
+  test_fua ();
+  test_failed_commit ();
+  test_detach ();
+  test_multi_conn ();
+  test_many_pages ();
+  test_races ();
+  test_no_needless_waits ();
+  test_bits_during_commit (&image, SIM_FLUSH);
+  test_bits_during_commit (&metadata, SIM_WRITE);
+  test_bits_during_commit (&metadata, SIM_FLUSH);
+  test_shared_commit (NULL, 0, 0, 0);
+  test_shared_commit (&image, SIM_FLUSH, EIO, FAULT_IMAGE);
+  test_shared_commit (&metadata, SIM_WRITE, ENOSPC, FAULT_METADATA);
+  test_shared_commit (&metadata, SIM_FLUSH, EIO, FAULT_METADATA);
+  test_sharer_goes_on ();
+  test_flush_during_commit ();
+  test_detach_waits ();
+  test_late_sharer (false);
+  test_late_sharer (true);
+  test_bits_of_a_killed_server (false, true);
+  test_bits_of_a_killed_server (false, false);
+  test_bits_of_a_killed_server (true, true);
+  test_bits_of_a_killed_server (true, false);
+  return 0;
+}
