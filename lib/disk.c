@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common.h"
+#include "disk.h"
+#include "lock.h"
+#include "metadata.h"
+#include "names.h"
+
+bool
+same_file (const struct stat *a, const struct stat *b)
+{
+  if (S_ISBLK (a->st_mode) && S_ISBLK (b->st_mode))
+    return a->st_rdev == b->st_rdev;
+  return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+/* Open and lock the metadata file, and read its header. */
+static int
+open_metadata (struct disk *disk, bool read_only)
+{
+  int r;
+
+  disk->writable = !read_only;
+  r = metadata_open (disk->file_name, disk->writable, &disk->metadata_fd);
+  if (disk->writable && (r == EACCES || r == EPERM || r == EROFS)) {
+    disk->writable = false;
+    r = metadata_open (disk->file_name, false, &disk->metadata_fd);
+  }
+  if (r)
+    return r;
+  r = lock_metadata (disk->metadata_fd, disk->writable);
+  if (r)
+    return r;
+  image_file_init (&disk->metadata, disk->metadata_fd);
+  return metadata_read_header (disk->metadata_fd, &disk->header);
+}
+
+static int
+resolve_names (struct disk *disk, const char *image_path,
+               struct failure *failure)
+{
+  CLEANUP_FREE char *folder = NULL;
+  int r;
+
+  r = name_folder (disk->file_name, &folder);
+  if (r)
+    return failure_set (failure, disk->file_name, r);
+
+  if (image_path) {
+    disk->image_path = strdup (image_path);
+    r = disk->image_path ? 0 : ENOMEM;
+  }
+  else if (disk->header.image_file[0])
+    r = name_resolve (folder, disk->header.image_file, &disk->image_path);
+  if (r)
+    return failure_set (failure, disk->header.image_file, r);
+
+  if (disk->header.backing_file[0])
+    r = name_resolve (folder, disk->header.backing_file, &disk->backing_path);
+  if (r)
+    return failure_set (failure, disk->header.backing_file, r);
+  return 0;
+}
+
+/* Three names must be three files.  What is missing is found later. */
+static int
+check_distinct (struct disk *disk, struct failure *failure)
+{
+  struct stat metadata, image, backing;
+  bool have_image, have_backing;
+
+  if (fstat (disk->metadata_fd, &metadata) == -1)
+    return failure_set (failure, disk->file_name, errno);
+  have_image = disk->image_path && stat (disk->image_path, &image) == 0;
+  have_backing = disk->backing_path && stat (disk->backing_path, &backing) == 0;
+
+  if (have_image && same_file (&image, &metadata))
+    return failure_set (failure, disk->image_path, ADDCOW_E_IMAGE_IS_METADATA);
+  if (have_backing && same_file (&backing, &metadata))
+    return failure_set (failure, disk->backing_path,
+                        ADDCOW_E_BACKING_IS_METADATA);
+  if (have_image && have_backing && same_file (&image, &backing))
+    return failure_set (failure, disk->backing_path, ADDCOW_E_BACKING_IS_IMAGE);
+  return 0;
+}
+
+static int
+open_image (struct disk *disk, bool check)
+{
+  uint64_t size_bytes;
+  int r;
+
+  r = fd_open_disk (disk->image_path, &disk->image_fd, &size_bytes);
+  if (r)
+    return check ? r : 0;
+  if (check && size_bytes < disk->header.size_bytes)
+    return ADDCOW_E_IMAGE_SHORT;
+  return lock_qemu (disk->image_fd, disk->writable);
+}
+
+static int
+open_all (struct disk *disk, const struct disk_options *options,
+          struct failure *failure)
+{
+  int r;
+
+  r = open_metadata (disk, options->read_only);
+  if (r)
+    return failure_set (failure, disk->file_name, r);
+  r = resolve_names (disk, options->image_path, failure);
+  if (r)
+    return r;
+  r = check_distinct (disk, failure);
+  if (r)
+    return r;
+  if (disk->image_path) {
+    r = open_image (disk, options->check_image);
+    if (r)
+      return failure_set (failure, disk->image_path, r);
+  }
+  if (disk->backing_path) {
+    r = backing_file_open (disk->backing_path, &disk->backing);
+    if (r)
+      return failure_set (failure, disk->backing_path, r);
+  }
+  r = overlay_open (&disk->overlay, &disk->metadata.image,
+                    disk->header.size_bytes, disk->backing, options->dirty,
+                    options->opaque);
+  return r ? failure_set (failure, disk->file_name, r) : 0;
+}
+
+int
+disk_open (struct disk **ret, const char *file_name,
+           const struct disk_options *options, struct failure *failure)
+{
+  struct disk *disk;
+  int r;
+
+  disk = calloc (1, sizeof *disk);
+  if (disk == NULL)
+    return failure_set (failure, file_name, ENOMEM);
+  disk->metadata_fd = disk->image_fd = -1;
+  disk->file_name = strdup (file_name);
+  if (disk->file_name == NULL)
+    r = failure_set (failure, file_name, ENOMEM);
+  else
+    r = open_all (disk, options, failure);
+  if (r) {
+    disk_close (disk);
+    return r;
+  }
+  *ret = disk;
+  return 0;
+}
+
+void
+disk_close (struct disk *disk)
+{
+  if (disk == NULL)
+    return;
+  overlay_close (disk->overlay);
+  backing_close (disk->backing);
+  if (disk->image_fd >= 0)
+    close (disk->image_fd);
+  if (disk->metadata_fd >= 0)
+    close (disk->metadata_fd);
+  free (disk->image_path);
+  free (disk->backing_path);
+  free (disk->file_name);
+  free (disk);
+}

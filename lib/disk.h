@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The files of an overlay, opened and locked: from the name of a metadata
+ * file to a struct overlay that is ready to be used.
+ *
+ * The image is opened by whoever does the I/O to it; here it is only
+ * looked at and locked.
+ */
+
+#ifndef ADDCOW_DISK_H
+#define ADDCOW_DISK_H
+
+#include <stdbool.h>
+
+#include "backing.h"
+#include "error.h"
+#include "format.h"
+#include "image-file.h"
+#include "overlay.h"
+
+struct disk_options {
+  bool read_only; /* nothing will be written */
+
+  /* Where the image is, instead of where the header says; or NULL. */
+  const char *image_path;
+
+  /* The image is a local raw file or block device: an error if it is
+   * missing, unreadable or too short.  Otherwise what stands at its path
+   * is only locked, if there is something.
+   */
+  bool check_image;
+
+  /* See overlay_open. */
+  void (*dirty) (void *opaque);
+  void *opaque;
+};
+
+struct disk {
+  char *file_name; /* of the metadata file, as given */
+  struct header header;
+  bool writable; /* the files are locked for writing */
+
+  char *image_path;   /* NULL: somebody else knows */
+  char *backing_path; /* NULL: none */
+
+  int metadata_fd;
+  struct image_file metadata;
+  int image_fd; /* holds the locks of the image, or -1 */
+  struct backing *backing;
+  struct overlay *overlay;
+};
+
+/* Open the overlay whose metadata file is FILE_NAME.  Unless read-only
+ * is asked for or all that the metadata file allows, it is locked for
+ * writing.  On success *DISK is closed with disk_close; on failure the
+ * error number is returned and *FAILURE tells the file.  Creates and
+ * writes nothing.  May block in the file system.
+ */
+int disk_open (struct disk **disk, const char *file_name,
+               const struct disk_options *options, struct failure *failure);
+
+/* Close everything; NULL is ignored. */
+void disk_close (struct disk *disk);
+
+/* Are A and B, which are stat'ed, the same file or block device? */
+struct stat;
+bool same_file (const struct stat *a, const struct stat *b);
+
+#endif /* ADDCOW_DISK_H */
