@@ -1,0 +1,283 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * addcow-img info: what a metadata file says, without opening the files
+ * that it names.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <locale.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <wchar.h>
+
+#include <json-c/json.h>
+
+#include "common.h"
+#include "image-file.h"
+#include "img.h"
+#include "lock.h"
+#include "map.h"
+#include "metadata.h"
+#include "names.h"
+
+struct info {
+  const char *file_name;
+  struct header header;
+  uint64_t metadata_bytes_used; /* on disk */
+  uint64_t image_bytes_used;    /* on disk, of a local image */
+  bool have_image;              /* there is a local image to look at */
+  uint64_t nr_allocated;        /* sectors */
+  bool in_use;                  /* by somebody who may write */
+  char *image_path;             /* NULL: none, or a URI */
+  char *backing_path;           /* NULL: none, or a URI */
+};
+
+static void
+cleanup_info (struct info *info)
+{
+  free (info->image_path);
+  free (info->backing_path);
+}
+
+#define BLOCK_BYTES 512 /* the unit of st_blocks */
+
+static uint64_t
+nr_sectors (const struct info *info)
+{
+  return info->header.size_bytes / FORMAT_SECTOR_BYTES;
+}
+
+static bool
+is_complete (const struct info *info)
+{
+  return info->nr_allocated == nr_sectors (info);
+}
+
+/* Rounded down to hundredths, so that 100 is said of nothing less. */
+static double
+percent (const struct info *info)
+{
+  if (nr_sectors (info) == 0)
+    return 100;
+  return floor (10000.0L * info->nr_allocated / nr_sectors (info)) / 100;
+}
+
+/* Resolve NAME to *PATH; a name that is empty or a URI has none. */
+static int
+resolve (const char *folder, const char *name, char **path)
+{
+  if (name[0] == '\0' || name_is_uri (name))
+    return 0;
+  return name_resolve (folder, name, path);
+}
+
+static int
+collect_names (struct info *info)
+{
+  CLEANUP_FREE char *folder = NULL;
+  struct stat st;
+  int r;
+
+  r = name_folder (info->file_name, &folder);
+  if (r == 0)
+    r = resolve (folder, info->header.backing_file, &info->backing_path);
+  if (r == 0)
+    r = resolve (folder, info->header.image_file, &info->image_path);
+  if (r)
+    return r;
+  info->have_image = info->image_path && stat (info->image_path, &st) == 0 &&
+                     S_ISREG (st.st_mode);
+  if (info->have_image)
+    info->image_bytes_used = (uint64_t) st.st_blocks * BLOCK_BYTES;
+  return 0;
+}
+
+static int
+collect (struct info *info)
+{
+  CLEANUP_CLOSE int fd = -1;
+  struct image_file metadata;
+  struct stat st;
+  int r;
+
+  r = metadata_open (info->file_name, false, &fd);
+  if (r)
+    return r;
+  r = metadata_read_header (fd, &info->header);
+  if (r)
+    return r;
+  if (fstat (fd, &st) == -1)
+    return errno;
+  info->metadata_bytes_used = (uint64_t) st.st_blocks * BLOCK_BYTES;
+  info->in_use = lock_metadata_has_writer (fd);
+  image_file_init (&metadata, fd);
+  r = map_count_allocated (&metadata.image, info->header.size_bytes,
+                           &info->nr_allocated);
+  return r ? r : collect_names (info);
+}
+
+static void
+print_name (const char *what, const char *name, const char *path)
+{
+  if (name[0] == '\0')
+    return;
+  if (path && strcmp (name, path) != 0)
+    printf ("%s: %s (actual path: %s)\n", what, name, path);
+  else
+    printf ("%s: %s\n", what, name);
+}
+
+static void
+print_human (const struct info *info)
+{
+  const uint64_t allocated = info->nr_allocated * FORMAT_SECTOR_BYTES;
+  char text[SIZE_TEXT_BYTES];
+
+  printf ("image: %s\n", info->file_name);
+  printf ("file format: add-cow\n");
+  printf ("virtual size: %s (%" PRIu64 " bytes)\n",
+          size_text (info->header.size_bytes, text), info->header.size_bytes);
+  printf ("disk size: %s\n", size_text (info->metadata_bytes_used, text));
+  print_name ("backing file", info->header.backing_file, info->backing_path);
+  print_name ("image file", info->header.image_file, info->image_path);
+  if (info->have_image)
+    printf ("image file disk size: %s\n",
+            size_text (info->image_bytes_used, text));
+  printf ("allocated: %s (%" PRIu64 " bytes, %.2f%%)\n",
+          size_text (allocated, text), allocated, percent (info));
+  printf ("complete: %s\n", is_complete (info) ? "true" : "false");
+  printf ("in use: %s\n", info->in_use ? "true" : "false");
+}
+
+/* A copy of TEXT as UTF-8, which JSON is: what is not becomes U+FFFD.
+ * NULL when memory is short.
+ */
+static char *
+to_utf8 (const char *text)
+{
+  static const char replacement[] = "\xef\xbf\xbd";
+  size_t left = strlen (text);
+  char *copy = malloc (left * strlen (replacement) + 1);
+  char *p = copy;
+
+  while (copy && left > 0) {
+    mbstate_t state = { 0 };
+    const size_t n = mbrlen (text, left, &state);
+    const bool valid = n != (size_t) -1 && n != (size_t) -2;
+
+    p = valid ? mempcpy (p, text, n) : stpcpy (p, replacement);
+    text += valid ? n : 1;
+    left -= valid ? n : 1;
+  }
+  if (copy)
+    *p = '\0';
+  return copy;
+}
+
+static void
+add_string (json_object *object, const char *key, const char *value)
+{
+  CLEANUP_FREE char *text = value && value[0] ? to_utf8 (value) : NULL;
+
+  if (text)
+    json_object_object_add (object, key, json_object_new_string (text));
+}
+
+static void
+add_uint64 (json_object *object, const char *key, uint64_t value)
+{
+  json_object_object_add (object, key, json_object_new_uint64 (value));
+}
+
+static void
+add_bool (json_object *object, const char *key, bool value)
+{
+  json_object_object_add (object, key, json_object_new_boolean (value));
+}
+
+/* Field names are those of qemu-img info, where it has the field. */
+static int
+print_json (const struct info *info)
+{
+  json_object *top = json_object_new_object ();
+  json_object *specific = json_object_new_object ();
+  json_object *data = json_object_new_object ();
+  const char *text;
+
+  setlocale (LC_CTYPE, "C.UTF-8");
+  add_uint64 (top, "virtual-size", info->header.size_bytes);
+  add_string (top, "filename", info->file_name);
+  add_string (top, "format", "add-cow");
+  add_uint64 (top, "actual-size", info->metadata_bytes_used);
+  add_string (top, "backing-filename", info->header.backing_file);
+  add_string (top, "full-backing-filename", info->backing_path);
+  add_string (specific, "type", "add-cow");
+  add_string (data, "image-filename", info->header.image_file);
+  add_string (data, "full-image-filename", info->image_path);
+  if (info->have_image)
+    add_uint64 (data, "image-actual-size", info->image_bytes_used);
+  add_uint64 (data, "allocated-bytes",
+              info->nr_allocated * FORMAT_SECTOR_BYTES);
+  add_bool (data, "complete", is_complete (info));
+  add_bool (data, "in-use", info->in_use);
+  json_object_object_add (specific, "data", data);
+  json_object_object_add (top, "format-specific", specific);
+
+  text = json_object_to_json_string_ext (
+      top, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_SPACED |
+               JSON_C_TO_STRING_NOSLASHESCAPE);
+  if (text)
+    printf ("%s\n", text);
+  json_object_put (top);
+  return text ? 0 : ENOMEM;
+}
+
+int
+img_info (int argc, char *argv[])
+{
+  enum { OPTION_OUTPUT = 256 };
+  static const struct option options[] = {
+    { "help", no_argument, NULL, 'h' },
+    { "output", required_argument, NULL, OPTION_OUTPUT },
+    { NULL, 0, NULL, 0 },
+  };
+  __attribute__ ((
+      cleanup (cleanup_info))) struct info info = { .file_name = NULL };
+  bool json = false;
+  int c, r;
+
+  opterr = 0;
+  while ((c = getopt_long (argc, argv, ":h", options, NULL)) != -1)
+    switch (c) {
+    case 'h':
+      return img_help ("info");
+    case OPTION_OUTPUT:
+      json = strcmp (optarg, "json") == 0;
+      if (!json && strcmp (optarg, "human") != 0)
+        return img_usage_error ("info", "--output must be human or json");
+      break;
+    default:
+      return img_option_error ("info", c, argv);
+    }
+  if (argc - optind != 1)
+    return img_usage_error ("info", "exactly one FILE is needed");
+
+  info.file_name = argv[optind];
+  if (info.file_name[0] == '\0')
+    return img_usage_error ("info", "FILE must not be empty");
+  r = collect (&info);
+  if (r)
+    return img_file_error (info.file_name, r);
+  if (json && print_json (&info) != 0)
+    return img_file_error (info.file_name, ENOMEM);
+  if (!json)
+    print_human (&info);
+  return img_close_stdout ();
+}

@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * addcow-img: the verbs, their help, and how errors are said.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <getopt.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common.h"
+#include "img.h"
+
+static const struct verb {
+  const char *name;
+  int (*run) (int argc, char *argv[]);
+  const char *summary;
+  const char *help;
+  /* clang-format off */
+} verbs[] = {
+  {
+    "create", img_create, "make a new overlay",
+    "addcow-img create [-b BACKING] [-i IMAGE] [-o KEY=VALUE,...] [-f] [-q]\n"
+    "                  FILE [SIZE]\n"
+    "\n"
+    "Make FILE, the metadata file of a new overlay, and its image file.\n"
+    "\n"
+    "  -b BACKING, --backing=BACKING  read what is not written from here\n"
+    "  -i IMAGE, --image=IMAGE        write to here (default: FILE with the\n"
+    "                                 suffix .raw); '': nothing is made\n"
+    "  -o KEY=VALUE,..., --options=KEY=VALUE,...\n"
+    "                                 backing_file=, image_file=, size=\n"
+    "  -f, --force                    overwrite FILE if it exists\n"
+    "  -q, --quiet                    print nothing\n"
+    "  -h, --help                     print this\n"
+    "\n"
+    "Relative names are relative to the folder of FILE.  SIZE is in bytes,\n"
+    "or with a suffix b, k, K, M, G, T, P or E (powers of 1024); without\n"
+    "it the disk is as large as the backing file, rounded up to 512.\n",
+  },
+  {
+    "info", img_info, "describe an overlay",
+    "addcow-img info [--output=human|json] FILE\n"
+    "\n"
+    "Describe the overlay whose metadata file is FILE, in use or not.\n"
+    "\n"
+    "      --output=human|json        how (default: human)\n"
+    "  -h, --help                     print this\n",
+  },
+};
+/* clang-format on */
+
+void
+img_error (const char *format, ...)
+{
+  va_list args;
+
+  fprintf (stderr, "addcow-img: ");
+  va_start (args, format);
+  vfprintf (stderr, format, args);
+  va_end (args);
+  fprintf (stderr, "\n");
+}
+
+int
+img_file_error (const char *file_name, int err)
+{
+  img_error ("%s: %s", file_name, addcow_strerror (err));
+  return EXIT_FAILURE;
+}
+
+int
+img_failure (const struct failure *failure)
+{
+  return img_file_error (failure->file_name ? failure->file_name : "?",
+                         failure->err);
+}
+
+static const struct verb *
+find_verb (const char *name)
+{
+  size_t i;
+
+  for (i = 0; i < ARRAY_SIZE (verbs); i++)
+    if (strcmp (verbs[i].name, name) == 0)
+      return &verbs[i];
+  return NULL;
+}
+
+static void
+print_program_help (void)
+{
+  size_t i;
+
+  printf ("addcow-img: make and describe add-cow overlays\n"
+          "\n"
+          "addcow-img VERB [OPTIONS] FILE ...\n"
+          "addcow-img VERB --help\n"
+          "addcow-img -h | --help | -V | --version\n"
+          "\n"
+          "Verbs:\n");
+  for (i = 0; i < ARRAY_SIZE (verbs); i++)
+    printf ("  %-8s %s\n", verbs[i].name, verbs[i].summary);
+  printf ("\n"
+          "See addcow-img(1), and nbdkit-addcow-filter(1) for how to serve "
+          "them.\n");
+}
+
+int
+img_close_stdout (void)
+{
+  if (fflush (stdout) == 0 && !ferror (stdout))
+    return EXIT_SUCCESS;
+  img_error ("standard output: %s", strerror (errno));
+  return EXIT_FAILURE;
+}
+
+int
+img_help (const char *verb)
+{
+  if (verb)
+    fputs (find_verb (verb)->help, stdout);
+  else
+    print_program_help ();
+  return img_close_stdout ();
+}
+
+int
+img_usage_error (const char *verb, const char *format, ...)
+{
+  va_list args;
+
+  fprintf (stderr, "addcow-img: ");
+  if (verb)
+    fprintf (stderr, "%s: ", verb);
+  va_start (args, format);
+  vfprintf (stderr, format, args);
+  va_end (args);
+  fprintf (stderr, " (see addcow-img %s%s--help)\n", verb ? verb : "",
+           verb ? " " : "");
+  return EXIT_FAILURE;
+}
+
+int
+img_option_error (const char *verb, int c, char *argv[])
+{
+  const char *what = c == ':' ? "a value is missing after" : "unknown option";
+
+  if (strncmp (argv[optind - 1], "--", 2) != 0)
+    return img_usage_error (verb, "%s '-%c'", what, optopt);
+  return img_usage_error (verb, "%s '%s'", what, argv[optind - 1]);
+}
+
+int
+main (int argc, char *argv[])
+{
+  const struct verb *verb;
+
+  if (argc < 2)
+    return img_usage_error (NULL, "a verb is missing");
+  if (strcmp (argv[1], "--help") == 0 || strcmp (argv[1], "-h") == 0)
+    return img_help (NULL);
+  if (strcmp (argv[1], "--version") == 0 || strcmp (argv[1], "-V") == 0) {
+    printf ("addcow-img %s\n", PACKAGE_VERSION);
+    return img_close_stdout ();
+  }
+  verb = find_verb (argv[1]);
+  if (verb == NULL)
+    return img_usage_error (NULL, "unknown %s '%s'",
+                            argv[1][0] == '-' ? "option" : "verb", argv[1]);
+  return verb->run (argc - 1, argv + 1);
+}

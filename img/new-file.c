@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common.h"
+#include "names.h"
+#include "new-file.h"
+
+int
+new_file_open (struct new_file *file, const char *path)
+{
+  const char *base = name_basename (path);
+  mode_t mask;
+
+  file->path = strdup (path);
+  /* Not made of the name: that may be as long as a name can be. */
+  if (asprintf (&file->temporary, "%.*s.addcow-XXXXXX", (int) (base - path),
+                path) == -1)
+    file->temporary = NULL;
+  if (file->path == NULL || file->temporary == NULL)
+    return ENOMEM;
+  file->fd = mkostemp (file->temporary, O_CLOEXEC);
+  if (file->fd == -1) {
+    const int err = errno;
+
+    free (file->temporary);
+    file->temporary = NULL;
+    return err;
+  }
+  mask = umask (0);
+  umask (mask);
+  return fchmod (file->fd, 0666 & ~mask) == -1 ? errno : 0;
+}
+
+/* For file systems that cannot rename without replacing. */
+static int
+link_and_unlink (const char *from, const char *to)
+{
+  if (link (from, to) == -1)
+    return errno;
+  return unlink (from) == -1 ? errno : 0;
+}
+
+static int
+give_name (const struct new_file *file, bool replace)
+{
+  if (renameat2 (AT_FDCWD, file->temporary, AT_FDCWD, file->path,
+                 replace ? 0 : RENAME_NOREPLACE) == 0)
+    return 0;
+  if (errno == EINVAL && !replace)
+    return link_and_unlink (file->temporary, file->path);
+  return errno;
+}
+
+static int
+sync_folder (const char *path)
+{
+  CLEANUP_FREE char *folder = NULL;
+  CLEANUP_CLOSE int fd = -1;
+  int r;
+
+  r = name_folder (path, &folder);
+  if (r)
+    return r;
+  fd = open (folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  return fd == -1 || fsync (fd) == -1 ? errno : 0;
+}
+
+int
+new_file_install (struct new_file *file, bool replace)
+{
+  int r;
+
+  if (fsync (file->fd) == -1)
+    return errno;
+  r = give_name (file, replace);
+  if (r)
+    return r;
+  free (file->temporary);
+  file->temporary = NULL;
+  file->installed = true;
+  r = sync_folder (file->path);
+  if (r && !replace) {
+    unlink (file->path);
+    file->installed = false;
+  }
+  return r;
+}
+
+void
+new_file_discard (struct new_file *file)
+{
+  if (file->fd >= 0)
+    close (file->fd);
+  if (file->temporary)
+    unlink (file->temporary);
+  free (file->temporary);
+  free (file->path);
+  *file = (struct new_file) NEW_FILE_NONE;
+}
