@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Preloaded into a server by tests: makes system calls on chosen files
+ * fail, while a trigger file exists.
+ *
+ *   FAULT_CALL    pread, pwrite, fallocate or fdatasync
+ *   FAULT_FILE    the end of the path of the files that it is to fail on
+ *   FAULT_ERRNO   the errno, a number
+ *   FAULT_TRIGGER the path of the trigger file
+ *   FAULT_LOG     optional: a file that gets a line for each pwrite,
+ *                 fallocate and fdatasync, with the name of the file
+ *                 without its folder: "pwrite vm.raw 4096 512"
+ */
+
+#include <config.h>
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define EXPORT __attribute__ ((visibility ("default")))
+
+/* The path of FD, or an empty string. */
+static void
+path_of (int fd, char *path, size_t size)
+{
+  char link[64];
+  ssize_t n;
+
+  snprintf (link, sizeof link, "/proc/self/fd/%d", fd);
+  n = readlink (link, path, size - 1);
+  path[n > 0 ? n : 0] = '\0';
+}
+
+static int
+ends_with (const char *path, const char *end)
+{
+  const size_t path_len = strlen (path), end_len = strlen (end);
+
+  return path_len >= end_len && strcmp (path + path_len - end_len, end) == 0;
+}
+
+/* Should CALL on FD fail?  Then errno is set. */
+static int
+fails (const char *call, int fd)
+{
+  const char *wanted = getenv ("FAULT_CALL");
+  const char *file = getenv ("FAULT_FILE");
+  const char *trigger = getenv ("FAULT_TRIGGER");
+  const char *number = getenv ("FAULT_ERRNO");
+  char path[4096];
+
+  if (!wanted || !file || !trigger || !number || strcmp (wanted, call) != 0)
+    return 0;
+  if (access (trigger, F_OK) == -1)
+    return 0;
+  path_of (fd, path, sizeof path);
+  if (!ends_with (path, file))
+    return 0;
+  errno = atoi (number);
+  return 1;
+}
+
+static void
+write_log (const char *call, int fd, int64_t offset, uint64_t count)
+{
+  const char *log = getenv ("FAULT_LOG");
+  const int saved_errno = errno;
+  char path[4096], line[4096 + 128];
+  const char *slash;
+  int log_fd, n;
+
+  if (log == NULL)
+    return;
+  path_of (fd, path, sizeof path);
+  slash = strrchr (path, '/');
+  n = snprintf (line, sizeof line, "%s %s %" PRIi64 " %" PRIu64 "\n", call,
+                slash ? slash + 1 : path, offset, count);
+  log_fd = open (log, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
+  if (log_fd >= 0) {
+    if (write (log_fd, line, n) != n)
+      abort ();
+    close (log_fd);
+  }
+  errno = saved_errno;
+}
+
+#define REAL(name) \
+  static typeof (name) *real; \
+  if (real == NULL) \
+  real = (typeof (name) *) dlsym (RTLD_NEXT, #name)
+
+EXPORT ssize_t
+pread64 (int fd, void *buf, size_t count, off64_t offset)
+{
+  REAL (pread64);
+  return fails ("pread", fd) ? -1 : real (fd, buf, count, offset);
+}
+
+EXPORT ssize_t
+pwrite64 (int fd, const void *buf, size_t count, off64_t offset)
+{
+  REAL (pwrite64);
+  if (fails ("pwrite", fd))
+    return -1;
+  write_log ("pwrite", fd, offset, count);
+  return real (fd, buf, count, offset);
+}
+
+EXPORT int
+fallocate64 (int fd, int mode, off64_t offset, off64_t count)
+{
+  REAL (fallocate64);
+  if (fails ("fallocate", fd))
+    return -1;
+  write_log ("fallocate", fd, offset, count);
+  return real (fd, mode, offset, count);
+}
+
+EXPORT int
+fdatasync (int fd)
+{
+  int r;
+  REAL (fdatasync);
+
+  if (fails ("fdatasync", fd))
+    return -1;
+  r = real (fd);
+  write_log ("fdatasync", fd, 0, 0);
+  return r;
+}
+
+/* Without these, a program that was built without large files, or where
+ * the two are one, goes past the ones above.
+ */
+EXPORT ssize_t
+pread (int fd, void *buf, size_t count, off_t offset)
+{
+  return pread64 (fd, buf, count, offset);
+}
+
+EXPORT ssize_t
+pwrite (int fd, const void *buf, size_t count, off_t offset)
+{
+  return pwrite64 (fd, buf, count, offset);
+}
+
+EXPORT int
+fallocate (int fd, int mode, off_t offset, off_t count)
+{
+  return fallocate64 (fd, mode, offset, count);
+}

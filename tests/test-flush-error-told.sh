@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# The system tells once that syncing the image failed.  When that happens
+# in a commit that no client waits for, the next flush or FUA write of every
+# client fails, and only that.
+
+source ./functions.sh
+set -e
+set -x
+
+requires_nbdsh
+cd "$tmp"
+random_file base.img 65536
+addcow-img create -q -b base.img vm.add-cow
+preload=$fault_inject
+export FAULT_TRIGGER=$tmp/trigger
+export FAULT_CALL=fdatasync FAULT_FILE=vm.raw FAULT_ERRNO=5
+start_nbdkit sock --filter="$addcow" file addcow=vm.add-cow \
+    addcow-commit-interval=1 2>stderr
+
+cat > do.py <<'PY'
+import errno, os, sys, time, nbd
+clients = [nbd.NBD() for _ in range(3)]
+for h in clients:
+    h.connect_uri(sys.argv[1])
+def fails(op):
+    try:
+        op()
+    except nbd.Error as ex:
+        assert ex.errnum == errno.EIO, ex
+        return
+    raise AssertionError("did not fail")
+def wait_for(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+def bits():
+    b = open("vm.add-cow", "rb").read()[2068:]
+    return [n for n in range(len(b) * 8) if b[n // 8] >> n % 8 & 1]
+
+clients[0].flush()
+open("trigger", "w").close()
+clients[0].pwrite(b"a" * 512, 512)
+wait_for(lambda: "could not be committed" in open("stderr").read())
+os.unlink("trigger")
+# It is tried again, and then is as it should be, but for who asks.
+wait_for(lambda: bits() == [1])
+fails(clients[0].flush)
+clients[0].flush()
+fails(lambda: clients[1].pwrite(b"b" * 512, 512, nbd.CMD_FLAG_FUA))
+clients[1].pwrite(b"c" * 512, 512, nbd.CMD_FLAG_FUA)
+fails(lambda: clients[2].pwrite(b"d" * 512, 1024, nbd.CMD_FLAG_FUA))
+clients[2].flush()
+# Who comes later has lost nothing.
+late = nbd.NBD()
+late.connect_uri(sys.argv[1])
+late.flush()
+assert late.pread(1024, 512) == b"c" * 512 + b"d" * 512
+for h in clients + [late]:
+    h.shutdown()
+PY
+/usr/bin/python3 do.py "$uri"
+stop_nbdkit "$pid"
