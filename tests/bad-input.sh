@@ -47,6 +47,10 @@ if [ "$(id -u)" -eq 0 ]; then
     install -m 755 "$addcow" "$addcow_img" "$tmp/bin"
     addcow=$tmp/bin/${addcow##*/}
     addcow_img=$tmp/bin/addcow-img
+    if [ -n "$SANITIZER" ]; then
+        install -m 755 "$unpreload" "$tmp/bin"
+        _preload=${_preload/"$unpreload"/"$tmp/bin/${unpreload##*/}"}
+    fi
 fi
 
 as_nobody ()
