@@ -24,6 +24,10 @@ static bool interrupt; /* short counts, and EINTR between */
 static unsigned nr_calls;
 static int fallocate_err; /* fail, unless 0 */
 static unsigned nr_fallocates;
+static unsigned nr_interrupted; /* so many of them fail with EINTR */
+static int last_mode;
+static int seek_data_err; /* fail, unless 0 */
+static unsigned nr_syncs;
 
 ssize_t __real_pread (int fd, void *buf, size_t count, off_t offset);
 ssize_t __wrap_pread (int fd, void *buf, size_t count, off_t offset);
@@ -31,6 +35,10 @@ ssize_t __real_pwrite (int fd, const void *buf, size_t count, off_t offset);
 ssize_t __wrap_pwrite (int fd, const void *buf, size_t count, off_t offset);
 int __real_fallocate (int fd, int mode, off_t offset, off_t count);
 int __wrap_fallocate (int fd, int mode, off_t offset, off_t count);
+off_t __real_lseek (int fd, off_t offset, int whence);
+off_t __wrap_lseek (int fd, off_t offset, int whence);
+int __real_fdatasync (int fd);
+int __wrap_fdatasync (int fd);
 
 ssize_t
 __wrap_pread (int fd, void *buf, size_t count, off_t offset)
@@ -56,11 +64,34 @@ int
 __wrap_fallocate (int fd, int mode, off_t offset, off_t count)
 {
   nr_fallocates++;
+  last_mode = mode;
+  if (nr_interrupted > 0) {
+    nr_interrupted--;
+    errno = EINTR;
+    return -1;
+  }
   if (fallocate_err) {
     errno = fallocate_err;
     return -1;
   }
   return __real_fallocate (fd, mode, offset, count);
+}
+
+off_t
+__wrap_lseek (int fd, off_t offset, int whence)
+{
+  if (whence == SEEK_DATA && seek_data_err) {
+    errno = seek_data_err;
+    return -1;
+  }
+  return __real_lseek (fd, offset, whence);
+}
+
+int
+__wrap_fdatasync (int fd)
+{
+  nr_syncs++;
+  return __real_fdatasync (fd);
 }
 
 /*--- Reading and writing. ---------------------------------------------*/
@@ -277,6 +308,39 @@ test_extents (void)
   CHECK_EQ (fd_extents (fd, 1, 0, see_extent, &s), EBADF);
 }
 
+static int
+keep_extent (void *opaque, uint64_t count, unsigned type)
+{
+  struct seen *s = opaque;
+
+  s->offset += count;
+  s->last_type = type;
+  s->n++;
+  return 0;
+}
+
+/* A file that does not know its holes is data, and no error. */
+static void
+test_no_holes (void)
+{
+  static const int errs[] = { EINVAL, EOPNOTSUPP };
+  const int fd = open_file ();
+  struct seen s;
+  size_t i;
+
+  CHECK_EQ (ftruncate (fd, 8 * KIB), 0);
+  for (i = 0; i < ARRAY_SIZE (errs); i++) {
+    s = (struct seen){ .last_type = 99 };
+    seek_data_err = errs[i];
+    CHECK_EQ (fd_extents (fd, 6 * KIB, KIB, keep_extent, &s), 0);
+    CHECK (s.n == 1 && s.offset == 6 * KIB && s.last_type == 0);
+  }
+  seek_data_err = EIO;
+  CHECK_EQ (fd_extents (fd, 6 * KIB, KIB, keep_extent, &s), EIO);
+  seek_data_err = 0;
+  close (fd);
+}
+
 /*--- Zero, trim, flush. -----------------------------------------------*/
 
 #define ZERO_FILE (256 * KIB)
@@ -365,9 +429,13 @@ test_holes (void)
 
   /* Without IMAGE_MAY_TRIM the space is kept; with it, given back. */
   CHECK_EQ (fd_write (fd, buf, sizeof buf, 0), 0);
+  CHECK_EQ (file.image.ops->zero (&file.image, c.count, c.offset, 0), 0);
+  check_zeroed (fd, &c);
+  CHECK_EQ (last_mode, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE);
   CHECK_EQ (
       file.image.ops->zero (&file.image, c.count, c.offset, IMAGE_MAY_TRIM), 0);
   check_zeroed (fd, &c);
+  CHECK_EQ (last_mode, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
   CHECK_EQ (lseek (fd, 64 * KIB, SEEK_DATA), 128 * KIB);
   CHECK_EQ (check_extents (fd, ZERO_FILE, 0), 3);
 
@@ -397,7 +465,25 @@ test_zero_modes (void)
   fallocate_err = 0;
   CHECK_EQ (file.image.ops->trim (&file.image, 0, 0, 0), 0);
 
+  /* A signal is no error. */
+  nr_interrupted = 2;
+  nr_fallocates = 0;
+  CHECK_EQ (file.image.ops->zero (&file.image, 4096, 0, 0), 0);
+  CHECK_EQ (nr_fallocates, 3);
+
+  /* With FUA all that changes something is followed by a sync. */
+  nr_syncs = 0;
+  CHECK_EQ (file.image.ops->write (&file.image, "abc", 3, 1, 0), 0);
+  CHECK_EQ (file.image.ops->zero (&file.image, 4096, 0, 0), 0);
+  CHECK_EQ (file.image.ops->trim (&file.image, 4096, 0, 0), 0);
+  CHECK_EQ (nr_syncs, 0);
   CHECK_EQ (file.image.ops->write (&file.image, "abc", 3, 1, IMAGE_FUA), 0);
+  CHECK_EQ (nr_syncs, 1);
+  CHECK_EQ (file.image.ops->zero (&file.image, 4096, 0, IMAGE_FUA), 0);
+  CHECK_EQ (nr_syncs, 2);
+  CHECK_EQ (file.image.ops->trim (&file.image, 4096, 0, IMAGE_FUA), 0);
+  CHECK_EQ (nr_syncs, 3);
+
   CHECK_EQ (file.image.ops->write (&file.image, "", 0, 1, 0), 0);
   CHECK_EQ (file.image.ops->flush (&file.image), 0);
   CHECK_EQ (file.image.ops->cache (&file.image, 4096, 0), 0);
@@ -414,6 +500,7 @@ main (void)
   test_real_errno ();
   test_size ();
   test_extents ();
+  test_no_holes ();
   test_zero ();
   test_holes ();
   test_zero_modes ();

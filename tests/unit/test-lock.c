@@ -5,7 +5,9 @@
 
 #include <config.h>
 
+#include <errno.h>
 #include <fcntl.h>
+#include <stdarg.h>
 
 #include "check.h"
 #include "error.h"
@@ -196,6 +198,61 @@ test_against_qemu (void)
     }
 }
 
+/* A file system without locks: QEMU goes on there, and so do we; but not
+ * after any other error.
+ */
+static int fcntl_err; /* of OFD locks; 0: none */
+
+int __real_fcntl64 (int fd, int cmd, ...);
+int __wrap_fcntl64 (int fd, int cmd, ...);
+int __real_fcntl (int fd, int cmd, ...);
+int __wrap_fcntl (int fd, int cmd, ...);
+
+static bool
+fails (int cmd)
+{
+  errno = fcntl_err;
+  return fcntl_err && (cmd == F_OFD_SETLK || cmd == F_OFD_GETLK);
+}
+
+/* The third argument is as wide as a pointer, whatever it is. */
+#define WRAP(name) \
+  int __wrap_##name (int fd, int cmd, ...) \
+  { \
+    va_list args; \
+    void *arg; \
+\
+    va_start (args, cmd); \
+    arg = va_arg (args, void *); \
+    va_end (args); \
+    return fails (cmd) ? -1 : __real_##name (fd, cmd, arg); \
+  }
+WRAP (fcntl)
+WRAP (fcntl64)
+
+static void
+test_no_locks (void)
+{
+  static const struct {
+    int err, result;
+  } cases[] = {
+    { ENOLCK, 0 }, { EINVAL, 0 }, { EOPNOTSUPP, 0 },
+    { ENOSYS, 0 }, { EIO, EIO },  { EAGAIN, ADDCOW_E_IN_USE },
+  };
+  size_t i;
+
+  open_all ();
+  for (i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+    fcntl_err = cases[i].err;
+    CHECK_EQ (lock_qemu (fds[0], true), cases[i].result);
+  }
+  fcntl_err = ENOLCK;
+  CHECK_EQ (lock_metadata (fds[0], true), ENOLCK);
+  CHECK (!lock_metadata_has_writer (fds[0]));
+  fcntl_err = 0;
+  close_all ();
+}
+
 int
 main (void)
 {
@@ -206,6 +263,7 @@ main (void)
   test_metadata ();
   test_qemu ();
   test_against_qemu ();
+  test_no_locks ();
   free (path);
   free (folder);
   return 0;

@@ -166,6 +166,40 @@ test_full_page (void (*what) (void), uint64_t first, uint64_t max)
   CHECK (n > 3);
 }
 
+/* The page that is let go of, and what its generation was before. */
+static struct page *released;
+static uint64_t released_generation;
+static unsigned nr_released;
+
+int __real_madvise (void *, size_t, int);
+int __wrap_madvise (void *, size_t, int);
+
+int
+__wrap_madvise (void *addr, size_t count, int advice)
+{
+  if (released && addr == (void *) released->words) {
+    nr_released++;
+    CHECK (released->generation != released_generation);
+    CHECK_EQ (slot_load (map, 1), SLOT_ONES);
+  }
+  return __real_madvise (addr, count, advice);
+}
+
+/* Before the words of a page change, it is out of its slot and whoever
+ * reads them will know.
+ */
+static void
+test_release_order (void)
+{
+  begin ();
+  released = slot_page (slot_load (map, 1));
+  released_generation = released->generation;
+  map_thaw (map, true);
+  CHECK_EQ (nr_released, 1);
+  released = NULL;
+  end ();
+}
+
 static void
 set_more (void)
 {
@@ -232,6 +266,7 @@ main (void)
   test_full_page (recycle, 0, PAGE_BITS);
   test_full_page (release, 0, PAGE_BITS);
   test_growing_page ();
+  test_release_order ();
   test_set_bit_is_uncommitted ();
   return 0;
 }

@@ -61,6 +61,21 @@ __wrap_madvise (void *addr, size_t count, int advice)
   return __real_madvise (addr, count, advice);
 }
 
+static bool no_memory;
+
+void *__real_malloc (size_t);
+void *__wrap_malloc (size_t);
+
+void *
+__wrap_malloc (size_t count)
+{
+  if (no_memory) {
+    errno = ENOMEM;
+    return NULL;
+  }
+  return __real_malloc (count);
+}
+
 /*--- A map over a simulated file. -------------------------------------*/
 
 static struct sim_world world;
@@ -627,7 +642,68 @@ test_load_error (void)
   }
 }
 
+/* Pages in two chunks of the table that have data without a hole between
+ * them: what is read ahead ends with the chunk.
+ */
+static void
+test_load_at_end_of_chunk (void)
+{
+  const uint64_t nr_sectors = page_sector (515);
+  uint64_t i;
+
+  begin (nr_sectors, 0);
+  for (i = 508; i < 515; i++)
+    sim_store_put (&store, "\2", 1, i * PAGE_BYTES);
+  open_map (nr_sectors);
+  for (i = 511; i < 515; i++) {
+    CHECK (!get (page_sector (i)));
+    CHECK (get (page_sector (i) + 1));
+  }
+  end ();
+}
+
 /*--- Commit. ----------------------------------------------------------*/
+
+/* Without memory a commit does not begin, and the next one is whole. */
+static void
+test_no_memory (void)
+{
+  begin (page_sector (4), 0);
+  open_map (page_sector (4));
+  set (10, 1);
+  no_memory = true;
+  CHECK_EQ (map_freeze (map), ENOMEM);
+  no_memory = false;
+  CHECK (map_uncommitted (map));
+  set (page_sector (2), 1);
+  CHECK_EQ (commit (), 0);
+  CHECK (disk_bit (10) && disk_bit (page_sector (2)));
+  CHECK (!map_uncommitted (map));
+  end ();
+}
+
+/* Bits that were found in the file are not on disk before a sync that
+ * succeeded.
+ */
+static void
+test_synced (void)
+{
+  begin (page_sector (4), 0);
+  sim_store_put (&store, "\xff", 1, HEADER);
+  open_map (page_sector (4));
+  CHECK (get (0));
+  CHECK (!map_synced (map));
+  sim_fail (&metadata.port, SIM_FLUSH, 1, EIO, 0);
+  CHECK_EQ (commit (), EIO);
+  CHECK (!map_synced (map));
+  CHECK_EQ (commit (), 0);
+  CHECK (map_synced (map));
+  CHECK_EQ (sim_log_count (&world, NULL, SIM_FLUSH), 2);
+  CHECK_EQ (commit (), 0);
+  CHECK_EQ (sim_log_count (&world, NULL, SIM_FLUSH), 2);
+  CHECK_EQ (sim_log_count (&world, NULL, SIM_WRITE), 0);
+  end ();
+}
 
 /* What is written is what was set at the freeze. */
 static void
@@ -1004,7 +1080,10 @@ main (int argc, char *argv[])
   test_only_sectors_count ();
   test_large ();
   test_load_error ();
+  test_load_at_end_of_chunk ();
   test_freeze ();
+  test_no_memory ();
+  test_synced ();
   test_failed_commit (SIM_WRITE, 1, ENOSPC);
   test_failed_commit (SIM_WRITE, 2, EDQUOT);
   test_failed_commit (SIM_FLUSH, 1, EIO);

@@ -16,6 +16,47 @@
 
 #define SECTOR 512
 
+/*--- Memory that ends, and waits that do. -----------------------------*/
+
+static bool no_memory;
+
+void *__real_malloc (size_t);
+void *__wrap_malloc (size_t);
+
+void *
+__wrap_malloc (size_t count)
+{
+  if (no_memory) {
+    errno = ENOMEM;
+    return NULL;
+  }
+  return __real_malloc (count);
+}
+
+/* A commit that waits for company: how often, and never for long. */
+#define MAX_WAIT_NS 2000000
+static _Atomic unsigned nr_timed_waits;
+
+int __real_pthread_cond_timedwait (pthread_cond_t *, pthread_mutex_t *,
+                                   const struct timespec *);
+int __wrap_pthread_cond_timedwait (pthread_cond_t *, pthread_mutex_t *,
+                                   const struct timespec *);
+
+int
+__wrap_pthread_cond_timedwait (pthread_cond_t *cond, pthread_mutex_t *mutex,
+                               const struct timespec *until)
+{
+  struct timespec now;
+
+  nr_timed_waits++;
+  clock_gettime (CLOCK_MONOTONIC, &now);
+  CHECK (until->tv_nsec >= 0 && until->tv_nsec < 1000000000);
+  CHECK ((until->tv_sec - now.tv_sec) * INT64_C (1000000000) +
+             (until->tv_nsec - now.tv_nsec) <=
+         MAX_WAIT_NS);
+  return __real_pthread_cond_timedwait (cond, mutex, until);
+}
+
 /*--- An overlay over simulated files. ---------------------------------*/
 
 static struct sim_world world;
@@ -881,6 +922,66 @@ test_failed_commit (void)
   }
 }
 
+/* The same when memory ends before it has begun. */
+static void
+test_no_memory (void)
+{
+  begin (8, 8 * SECTOR);
+  write_to (SECTOR, SECTOR, 1);
+  no_memory = true;
+  MUST_FAIL (FAULT_MEMORY, ENOMEM, FLUSH);
+  no_memory = false;
+  CHECK (overlay_uncommitted (ov));
+  CHECK (!disk_bit (1));
+  flush ();
+  CHECK (disk_bit (1));
+  end ();
+}
+
+/* That flushing an image failed is told once to those who use each image,
+ * with its errno, whoever asked for the flush.
+ */
+static void
+test_failures_are_told (void)
+{
+  struct fault fault;
+
+  /* A commit that no client asked for. */
+  begin (8, 8 * SECTOR);
+  write_to (0, SECTOR, 1);
+  sim_fail (&other.port, SIM_FLUSH, 1, EDQUOT, 0);
+  MUST_FAIL (FAULT_IMAGE, EDQUOT, COMMIT);
+  MUST (COMMIT);
+  CHECK (!overlay_uncommitted (ov));
+  MUST_FAIL (FAULT_IMAGE, EDQUOT, FLUSH);
+  flush ();
+  MUST_FAIL (FAULT_IMAGE, EDQUOT, WRITE, .count = SECTOR, .flags = IMAGE_FUA,
+             .through = &other);
+  MUST (WRITE, .count = SECTOR, .flags = IMAGE_FUA, .through = &other);
+
+  /* A flush without bits, and one that asked is told no second time. */
+  sim_fail (&image.port, SIM_FLUSH, 1, ENOSPC, 0);
+  MUST_FAIL (FAULT_IMAGE, ENOSPC, FLUSH);
+  flush ();
+  MUST_FAIL (FAULT_IMAGE, ENOSPC, FLUSH, .through = &other);
+  MUST (FLUSH, .through = &other);
+
+  /* A write with FUA has a flush in it. */
+  sim_fail (&image.port, SIM_WRITE, 1, EIO, 0);
+  MUST_FAIL (FAULT_IMAGE, EIO, WRITE, .count = SECTOR, .flags = IMAGE_FUA);
+  flush ();
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH, .through = &other);
+  MUST (FLUSH, .through = &other);
+
+  /* Who comes after it has lost nothing. */
+  sim_fail (&image.port, SIM_FLUSH, 1, EIO, 0);
+  CHECK_EQ (overlay_detach (ov, &other.image, &fault), 0);
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH);
+  overlay_attach (ov, &other.image);
+  MUST (FLUSH, .through = &other);
+  end ();
+}
+
 static void
 test_detach (void)
 {
@@ -1221,6 +1322,39 @@ test_no_needless_waits (void)
   end ();
 }
 
+/* Extents that alternate: a reply has an end, and what it tells is true. */
+static unsigned nr_extents;
+static uint64_t extents_end;
+
+static int
+count_alternating (void *opaque UNUSED, uint64_t count, unsigned type)
+{
+  CHECK_EQ (count, SECTOR);
+  CHECK_EQ (type, nr_extents % 2 ? EXTENT_HOLE | EXTENT_ZERO : 0);
+  nr_extents++;
+  extents_end += count;
+  return 0;
+}
+
+static void
+test_many_extents (void)
+{
+  const uint64_t nr_sectors = 140000;
+  struct fault fault;
+  uint64_t i;
+
+  begin (nr_sectors, 0);
+  world.no_log = true;
+  for (i = 0; i < nr_sectors; i += 2)
+    write_to (i * SECTOR, SECTOR, 1);
+  CHECK_EQ (overlay_extents (ov, &image.image, nr_sectors * SECTOR, 0,
+                             count_alternating, NULL, &fault),
+            0);
+  CHECK_EQ (nr_extents, 65536);
+  CHECK_EQ (extents_end, 65536 * SECTOR);
+  end ();
+}
+
 /*--- Races of commits. ------------------------------------------------*/
 
 /* Bits that come while the image is flushed, or later, are not in that
@@ -1404,6 +1538,132 @@ test_flush_during_commit (void)
   end ();
 }
 
+/* Who flushes again and again alone never waits for company, though there
+ * was some once.
+ */
+static void
+test_alone (void)
+{
+  struct request a = REQUEST (FLUSH), b = a, c = a;
+  struct gate gate;
+  unsigned i;
+
+  begin (16, 16 * SECTOR);
+  write_to (0, SECTOR, 1);
+  sim_hold (&image.port, SIM_FLUSH, SIM_ANYWHERE, &gate);
+  start (&a);
+  start (&b);
+  start (&c);
+  gate_open (&gate);
+  finish (&a);
+  finish (&b);
+  finish (&c);
+  sim_no_gates (&image.port);
+  write_to (SECTOR, SECTOR, 1);
+  flush (); /* may wait for the other two, see MAX_WAIT_NS */
+  nr_timed_waits = 0;
+  for (i = 2; i < 16; i++) {
+    write_to (i * SECTOR, SECTOR, 1);
+    flush ();
+  }
+  CHECK_EQ (nr_timed_waits, 0);
+  end ();
+}
+
+/* A, a commit, is over; B, which waited for it, runs the next one, which
+ * has no bits to write, and is held while it flushes THROUGH.
+ */
+static void
+hold_empty_commit (struct request *a, struct request *b,
+                   struct sim_image *through, struct gate *gate)
+{
+  struct gate first;
+
+  *a = *b = REQUEST (FLUSH);
+  write_to (0, SECTOR, 1);
+  sim_hold (&through->port, SIM_FLUSH, SIM_ANYWHERE, &first);
+  start (a);
+  CHECK (is (a, WORKER_HELD));
+  start (b);
+  CHECK (is (b, WORKER_WAITING));
+  worker_park (&b->worker, true);
+  gate_open (&first);
+  finish (a);
+  CHECK_EQ (a->r, 0);
+  sim_no_gates (&through->port);
+  CHECK (!overlay_uncommitted (ov));
+
+  sim_hold (&through->port, SIM_FLUSH, SIM_ANYWHERE, gate);
+  worker_park (&b->worker, false);
+  workers_settle ();
+  CHECK (is (b, WORKER_HELD));
+}
+
+/* The system's answer to a commit may be that data was lost.  A flush and
+ * a FUA write that overlap it are not done before that is known.
+ */
+static void
+test_overlapping_commit (void)
+{
+  struct request a, b, c;
+  struct gate gate, write_gate;
+
+  begin (16, 16 * SECTOR);
+  hold_empty_commit (&a, &b, &image, &gate);
+  c = REQUEST (FLUSH, .through = &other);
+  start (&c);
+  CHECK (is (&c, WORKER_WAITING));
+  gate_open (&gate);
+  finish (&b);
+  finish (&c);
+  CHECK (b.r == 0 && c.r == 0);
+  sim_no_gates (&image.port);
+
+  /* It begins while the image has the FUA write, and is not over after. */
+  a = REQUEST (WRITE, .count = SECTOR, .flags = IMAGE_FUA, .byte = 2);
+  b = REQUEST (FLUSH, .through = &other);
+  sim_hold (&image.port, SIM_WRITE, 0, &write_gate);
+  start (&a);
+  CHECK (is (&a, WORKER_HELD));
+  MUST (WRITE, .offset = SECTOR, .count = SECTOR, .through = &other);
+  sim_fail (&other.port, SIM_FLUSH, 1, EIO, 0);
+  sim_hold (&other.port, SIM_FLUSH, SIM_ANYWHERE, &gate);
+  start (&b);
+  CHECK (is (&b, WORKER_HELD));
+  gate_open (&write_gate);
+  workers_settle ();
+  CHECK (is (&a, WORKER_WAITING));
+  gate_open (&gate);
+  finish (&a);
+  finish (&b);
+  CHECK (a.r == -1 && a.fault.part == FAULT_IMAGE && a.fault.err == EIO);
+  CHECK (b.r == -1 && b.fault.part == FAULT_IMAGE && b.fault.err == EIO);
+  end ();
+}
+
+/* An image that goes, with nothing to commit, waits for the commit that
+ * is flushing it, and for no longer.
+ */
+static void
+test_detach_during_walk (void)
+{
+  struct request a, b, d = REQUEST (DETACH, .through = &other);
+  struct gate gate;
+
+  begin (16, 16 * SECTOR);
+  image.image.multi_conn = other.image.multi_conn = false;
+  hold_empty_commit (&a, &b, &other, &gate);
+  start (&d);
+  CHECK (is (&d, WORKER_WAITING));
+  gate_open (&gate);
+  finish (&b);
+  finish (&d);
+  CHECK (b.r == 0 && d.r == 0);
+  sim_no_gates (&other.port);
+  overlay_attach (ov, &other.image);
+  end ();
+}
+
 /* An image is let go of when no commit uses it any more. */
 static void
 test_detach_waits (void)
@@ -1486,9 +1746,12 @@ main (void)
   test_commit_order ();
   test_fua ();
   test_failed_commit ();
+  test_no_memory ();
+  test_failures_are_told ();
   test_detach ();
   test_multi_conn ();
   test_many_pages ();
+  test_many_extents ();
   test_races ();
   test_no_needless_waits ();
   test_bits_during_commit (&image, SIM_FLUSH);
@@ -1499,6 +1762,9 @@ main (void)
   test_shared_commit (&metadata, SIM_WRITE, ENOSPC, FAULT_METADATA);
   test_shared_commit (&metadata, SIM_FLUSH, EIO, FAULT_METADATA);
   test_sharer_goes_on ();
+  test_alone ();
+  test_overlapping_commit ();
+  test_detach_during_walk ();
   test_flush_during_commit ();
   test_detach_waits ();
   test_late_sharer (false);

@@ -9,6 +9,7 @@
 
 int __real_pthread_cond_wait (pthread_cond_t *cond, pthread_mutex_t *mutex);
 int __real_pthread_cond_broadcast (pthread_cond_t *cond);
+int __real_pthread_cond_signal (pthread_cond_t *cond);
 
 int __wrap_pthread_cond_wait (pthread_cond_t *cond, pthread_mutex_t *mutex);
 int __wrap_pthread_cond_broadcast (pthread_cond_t *cond);
@@ -267,11 +268,24 @@ __wrap_pthread_cond_broadcast (pthread_cond_t *cond)
   return __real_pthread_cond_broadcast (cond);
 }
 
-/* To wake more than is asked for is allowed. */
+/* One of those who wait is woken and no more, so that who signals where
+ * all should know is found out.
+ */
 int
 __wrap_pthread_cond_signal (pthread_cond_t *cond)
 {
-  return __wrap_pthread_cond_broadcast (cond);
+  struct worker *worker, *chosen = NULL;
+  unsigned n = 0;
+
+  acquire ();
+  for (worker = workers; worker; worker = worker->next)
+    if (worker->state == WORKER_WAITING && worker->condition == cond &&
+        (chosen == NULL || (schedule && rng_one_in (schedule, ++n + 1))))
+      chosen = worker;
+  if (chosen)
+    set_state_locked (chosen, chosen->park ? WORKER_PARKED : WORKER_RUNNING);
+  release ();
+  return chosen ? 0 : __real_pthread_cond_signal (cond);
 }
 
 int
