@@ -1,15 +1,20 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Preloaded into a server by tests: makes system calls on chosen files
- * fail, while a trigger file exists.
+ * Preloaded into a server or the tool by tests: makes system calls on
+ * chosen files fail, while a trigger file exists.
  *
- *   FAULT_CALL    pread, pwrite, fallocate or fdatasync
+ *   FAULT_CALL    pread, pwrite, fallocate, fdatasync, fsync or renameat2
  *   FAULT_FILE    the end of the path of the files that it is to fail on
  *   FAULT_ERRNO   the errno, a number
  *   FAULT_TRIGGER the path of the trigger file
  *   FAULT_LOG     optional: a file that gets a line for each pwrite,
- *                 fallocate and fdatasync, with the name of the file
- *                 without its folder: "pwrite vm.raw 4096 512"
+ *                 fallocate, fdatasync and fsync, with the name of the file
+ *                 without its folder: "pwrite vm.raw 4096 512"; for each
+ *                 renameat2 with the new name: "renameat2 vm.raw 0 FLAGS";
+ *                 with "failed" in front where it was made to fail
+ *   FAULT_MAKE    optional: a renameat2 to the end of this path finds that
+ *                 it was made just before
+ *   FAULT_SIGNAL  optional: a signal, a number, that each renameat2 raises
  */
 
 #include <config.h>
@@ -18,6 +23,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,40 +51,62 @@ ends_with (const char *path, const char *end)
   return path_len >= end_len && strcmp (path + path_len - end_len, end) == 0;
 }
 
-/* Should CALL on FD fail?  Then errno is set. */
+static void write_line (const char *call, const char *path, int64_t offset,
+                        uint64_t count);
+
+/* Should CALL on the file PATH fail?  Then errno is set. */
 static int
-fails (const char *call, int fd)
+fails_on (const char *call, const char *path)
 {
   const char *wanted = getenv ("FAULT_CALL");
   const char *file = getenv ("FAULT_FILE");
   const char *trigger = getenv ("FAULT_TRIGGER");
   const char *number = getenv ("FAULT_ERRNO");
-  char path[4096];
 
   if (!wanted || !file || !trigger || !number || strcmp (wanted, call) != 0)
     return 0;
   if (access (trigger, F_OK) == -1)
     return 0;
-  path_of (fd, path, sizeof path);
   if (!ends_with (path, file))
     return 0;
   errno = atoi (number);
   return 1;
 }
 
+/* The same for FD. */
+static int
+fails (const char *call, int fd)
+{
+  char path[4096], failed[64];
+
+  path_of (fd, path, sizeof path);
+  if (!fails_on (call, path))
+    return 0;
+  snprintf (failed, sizeof failed, "failed %s", call);
+  write_line (failed, path, 0, 0);
+  return 1;
+}
+
 static void
 write_log (const char *call, int fd, int64_t offset, uint64_t count)
 {
+  char path[4096];
+
+  path_of (fd, path, sizeof path);
+  write_line (call, path, offset, count);
+}
+
+static void
+write_line (const char *call, const char *path, int64_t offset, uint64_t count)
+{
   const char *log = getenv ("FAULT_LOG");
   const int saved_errno = errno;
-  char path[4096], line[4096 + 128];
-  const char *slash;
+  const char *slash = strrchr (path, '/');
+  char line[4096 + 128];
   int log_fd, n;
 
   if (log == NULL)
     return;
-  path_of (fd, path, sizeof path);
-  slash = strrchr (path, '/');
   n = snprintf (line, sizeof line, "%s %s %" PRIi64 " %" PRIu64 "\n", call,
                 slash ? slash + 1 : path, offset, count);
   log_fd = open (log, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
@@ -133,6 +161,52 @@ fdatasync (int fd)
   r = real (fd);
   write_log ("fdatasync", fd, 0, 0);
   return r;
+}
+
+EXPORT int
+fsync (int fd)
+{
+  int r;
+  REAL (fsync);
+
+  if (fails ("fsync", fd))
+    return -1;
+  r = real (fd);
+  write_log ("fsync", fd, 0, 0);
+  return r;
+}
+
+/* Somebody else makes PATH, right now. */
+static void
+make (const char *path)
+{
+  const char *wanted = getenv ("FAULT_MAKE");
+  int fd;
+
+  if (wanted == NULL || !ends_with (path, wanted))
+    return;
+  fd = open (path, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+  if (fd == -1 || write (fd, "mine\n", 5) != 5)
+    abort ();
+  close (fd);
+}
+
+EXPORT int
+renameat2 (int old_dir, const char *old_name, int new_dir, const char *new_name,
+           unsigned flags)
+{
+  const char *number = getenv ("FAULT_SIGNAL");
+  REAL (renameat2);
+
+  make (new_name);
+  if (number)
+    raise (atoi (number));
+  if (fails_on ("renameat2", new_name)) {
+    write_line ("failed renameat2", new_name, 0, flags);
+    return -1;
+  }
+  write_line ("renameat2", new_name, 0, flags);
+  return real (old_dir, old_name, new_dir, new_name, flags);
 }
 
 /* Without these, a program that was built without large files, or where

@@ -312,3 +312,25 @@ assert not h.is_read_only()
 h.pwrite(b\"x\" * 512, 0)
 h.shutdown()" "$uri"'
 [ "$(head -c 512 vm.raw | tr -d x | wc -c)" -eq 0 ]
+
+# An image that is too short for itself, but not behind what makes it long
+# enough, nor for a plugin that knows better.
+requires_filter truncate
+truncate -s $((size / 2)) short.raw
+metadata short.add-cow size=$size backing=base.img image=short.raw
+fails_in_time "$short" serve file addcow=short.add-cow
+[ "$(serve --filter=truncate file addcow=short.add-cow truncate=$size)" \
+    -eq $size ]
+# shellcheck disable=SC2016 # for the plugin
+[ "$(serve eval addcow=short.add-cow get_size="echo $size" \
+    pread='head -c $3 /dev/zero' config='exit 0')" -eq $size ]
+
+# A metadata file that root may not write either.
+mkdir ro
+if [ -n "$root" ] && mount -t tmpfs addcow-test ro; then
+    cleanup_fn "umount $tmp/t/ro"
+    cp base.img vm.raw ro
+    metadata ro/vm.add-cow size=$size backing=base.img image=vm.raw
+    mount -o remount,ro ro
+    read_only nbdkit -U - --filter="$addcow" file addcow=ro/vm.add-cow
+fi

@@ -109,3 +109,17 @@ start_nbdkit sock --filter="$addcow" --filter=blocksize-policy file \
 if nbdsh -u "$uri" -c 'pass'; then exit 1; fi
 stop_nbdkit "$pid"
 grep -F 'vm.add-cow: the image takes no requests smaller than 4096' stderr
+
+# Blocks as large as sectors can be, and are told.
+addcow-img create -q -f -b base.img vm.add-cow
+start_nbdkit sock --filter="$addcow" --filter=blocksize-policy file \
+    addcow=vm.add-cow blocksize-minimum=512 blocksize-preferred=4096 \
+    blocksize-maximum=1M
+can
+grep -xF 'block size [512, 4096, 1048576]' can
+nbdsh -u "$uri" -c '
+base = open("base.img", "rb").read()
+h.pwrite(b"a" * 512, 512)
+assert h.pread(65536, 0) == base[:512] + b"a" * 512 + base[1024:]
+'
+stop_nbdkit "$pid"

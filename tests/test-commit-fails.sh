@@ -91,3 +91,20 @@ requires nbdcopy --version
 try pwrite vm.add-cow 28 'No space left on device'
 try fdatasync vm.add-cow 5 'Input/output error'
 try fdatasync vm.raw 5 -
+
+# Who leaves, and a stop, while it fails: nothing else can be done but to
+# say what is lost.
+rm -f vm.* trigger
+addcow-img create -q -b base.img vm.add-cow
+FAULT_CALL=pwrite FAULT_FILE=vm.add-cow FAULT_ERRNO=28
+start_nbdkit sock --filter="$addcow" file addcow=vm.add-cow \
+    addcow-commit-interval=0 2>stderr
+nbdsh -u "$uri" -c '
+h.pwrite(b"a" * 512, 0)
+open("trigger", "w").close()
+h.shutdown()
+'
+stop_nbdkit "$pid"
+cat stderr
+grep -F 'vm.add-cow: what was allocated lately could not be committed' stderr
+grep -F 'vm.add-cow: what was allocated since the last commit is lost' stderr

@@ -46,3 +46,31 @@ for args in "none" "touch --filter=noparallel serialize=connections" \
     /usr/bin/python3 do.py "$uri" "$1"
     stop_nbdkit "$pid"
 done
+
+# Not before it is over, without a thread that spins until then; and with 0
+# not at all.
+preload=$fault_inject
+for args in "3600" "0" "0 --filter=noparallel serialize=all-requests"; do
+    # shellcheck disable=SC2086
+    set -- $args
+    addcow-img create -q -f -b base.img vm.add-cow
+    rm -f log
+    FAULT_LOG=$tmp/log start_nbdkit sock --filter="$addcow" ${2:+"$2"} file \
+        ${3:+"$3"} addcow=vm.add-cow addcow-commit-interval="$1"
+    server=$pid nbdsh -u "$uri" -c '
+import os, time
+def cpu():
+    f = open("/proc/%s/stat" % os.environ["server"]).read().split()
+    return int(f[13]) + int(f[14])
+h.pwrite(b"a" * 512, 512)
+before = cpu()
+end = time.monotonic() + 1.5
+while time.monotonic() < end:
+    time.sleep(0.1)
+    h.pread(1, 0)
+assert cpu() - before < 50, "the server is busy"
+assert open("log").read().splitlines() == ["pwrite vm.raw 512 512"]
+h.shutdown()
+'
+    stop_nbdkit "$pid"
+done

@@ -80,3 +80,10 @@ fdatasync vm.raw 0 0
 pwrite vm.add-cow 2068 16
 fdatasync vm.add-cow 0 0
 LOG
+
+# A server that only reads writes and syncs nothing.
+: > log
+start_nbdkit sock -r --filter="$addcow" file addcow=vm.add-cow
+nbdsh -u "$uri" -c 'h.pread(65536, 0); h.flush()'
+stop_nbdkit "$pid"
+[ ! -s log ]

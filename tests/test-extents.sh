@@ -57,3 +57,34 @@ h.shutdown()
 PY
 /usr/bin/python3 do.py "$uri"
 stop_nbdkit "$pid"
+
+# A trim, and zeroes that may be a hole, take no space in the image; nor do
+# they where the sectors were not allocated.
+rm vm.*
+addcow-img create -q -b base.img vm.add-cow 320K
+blocks=$(stat -c %b vm.raw)
+start_nbdkit sock --filter="$addcow" file addcow=vm.add-cow
+nbdsh -u "$uri" -c 'h.trim(65536, 0); h.zero(65536, 131072); h.flush()'
+[ "$(stat -c %b vm.raw)" -eq "$blocks" ]
+nbdsh -u "$uri" -c '
+assert h.pread(65536, 0) + h.pread(65536, 131072) == bytes(131072)
+h.zero(65536, 65536, nbd.CMD_FLAG_NO_HOLE)
+h.flush()'
+[ "$(stat -c %b vm.raw)" -ge $((blocks + 128)) ]
+stop_nbdkit "$pid"
+
+# An image that does not tell its extents: the backing's are told.
+requires_filter noextents
+addcow-img create -q -f -b base.img vm.add-cow 320K
+start_nbdkit sock --filter="$addcow" --filter=noextents file \
+    addcow=vm.add-cow
+nbdsh --base-allocation -u "$uri" -c '
+got = []
+def f(context, start, entries, err):
+    got.extend(entries)
+    return 0
+h.zero(65536, 0)
+h.block_status(327680, 0, f)
+assert got == [65536, 0, 65536, 3, 131072, 0, 65536, 3], got
+'
+stop_nbdkit "$pid"

@@ -15,6 +15,7 @@ random_file base.img 65536
 addcow-img create -q -b base.img vm.add-cow
 preload=$fault_inject
 export FAULT_TRIGGER=$tmp/trigger
+export FAULT_LOG=$tmp/log
 export FAULT_CALL=fdatasync FAULT_FILE=vm.raw FAULT_ERRNO=5
 start_nbdkit sock --filter="$addcow" file addcow=vm.add-cow \
     addcow-commit-interval=1 2>stderr
@@ -58,6 +59,22 @@ late = nbd.NBD()
 late.connect_uri(sys.argv[1])
 late.flush()
 assert late.pread(1024, 512) == b"c" * 512 + b"d" * 512
+
+# A disk that stays bad is reported once, not at every interval; and again
+# when it is bad again.
+def reports():
+    return open("stderr").read().count("could not be committed")
+def syncs_that_failed():
+    return open("log").read().count("failed fdatasync vm.raw")
+assert reports() == 1
+for n in 2, 3:
+    before = syncs_that_failed()
+    open("trigger", "w").close()
+    late.pwrite(b"e" * 512, n * 4096)
+    wait_for(lambda: syncs_that_failed() >= before + 3)
+    assert reports() == n
+    os.unlink("trigger")
+    wait_for(lambda: n * 8 in bits())
 for h in clients + [late]:
     h.shutdown()
 PY

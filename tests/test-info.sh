@@ -194,3 +194,34 @@ addcow-img info --output=json latin.add-cow > out
 import json
 data = json.load(open("out", encoding="utf-8"))["format-specific"]["data"]
 assert data["image-filename"] == "bad\ufffd\ufffdname", data'
+
+# Nor do those that end in the middle of a character.
+for name in $'x\xc3' $'\xe4\xbd' $'\xff'; do
+    addcow-img create -q -f -i "$name" latin.add-cow 1M
+    addcow-img info --output=json latin.add-cow > out
+    want=${name//[$'\x80'-$'\xff']/?} /usr/bin/python3 -c '
+import json, os
+data = json.load(open("out", encoding="utf-8"))["format-specific"]["data"]
+assert data["image-filename"].replace("\ufffd", "?") == os.environ["want"], data'
+done
+
+### All there is to say of a file without names; who may only read it.
+
+metadata bare.add-cow size=4096
+addcow-img info --output=json bare.add-cow > out
+/usr/bin/python3 -c '
+import json, os
+got = json.load(open("out"))
+assert got == {
+    "virtual-size": 4096, "filename": "bare.add-cow", "format": "add-cow",
+    "actual-size": os.stat("bare.add-cow").st_blocks * 512,
+    "format-specific": {"type": "add-cow", "data": {
+        "allocated-bytes": 0, "complete": False, "in-use": False}}}, got'
+mkdir -p folder.raw
+metadata folder.add-cow size=4096 image=folder.raw
+[ "$(addcow-img info folder.add-cow | grep -c "disk size")" -eq 1 ]
+[ "$(addcow-img info --output=json folder.add-cow |
+    grep -c image-actual-size)" -eq 0 ]
+chmod 755 .
+chmod 444 bare.add-cow
+as_nobody addcow-img info bare.add-cow

@@ -45,6 +45,21 @@ for name in dir directory; do
     fails_in_time "$name= cannot be used with addcow=FILE" \
         serve file $name=. addcow=vm.add-cow
 done
+# The plugin is found behind any option that has a value, and any filter.
+for option in '-D nbdkit.backend.controlpath=1' '-e x' '--export=x' '--export-name x' \
+        '-i 127.0.0.1' '--ipaddr 127.0.0.1' '--log stderr' \
+        '--mask-handshake 0' '-P /nowhere/pid' '--pidfile /nowhere/pid' \
+        '--run true' '-t 1' '--threads 1' '--tls off' \
+        '--tls-certificates /nowhere' '--tls-psk /dev/null' '-f' '-r' \
+        '--filter=nofilter'; do
+    # shellcheck disable=SC2086
+    fails_in_time "dir= cannot be used with addcow=FILE" \
+        nbdkit $option -U "$tmp/serve" --filter="$addcow" file \
+        addcow=vm.add-cow dir=.
+done
+fails_in_time "dir= cannot be used with addcow=FILE" \
+    nbdkit -U "$tmp/serve" --filter="$addcow" --filter=offset file \
+    addcow=vm.add-cow dir=.
 # A plugin that would take anything is not asked.
 anything=(get_size='echo 65536' pread='head -c $3 /dev/zero' config='exit 0')
 metadata own.add-cow size=$size backing=base.img
@@ -52,6 +67,7 @@ keep
 fails_in_time "unknown parameter 'addcow-foo'" \
     serve eval addcow=own.add-cow "${anything[@]}" addcow-foo=1
 serve eval addcow=own.add-cow "${anything[@]}" foo=1
+serve eval addcow=own.add-cow "${anything[@]}" dir=.
 # A name of its own, not the plugin's.
 fails_in_time "unknown parameter 'addcow2'" \
     serve file addcow=vm.add-cow addcow2=vm.add-cow

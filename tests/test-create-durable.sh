@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# What addcow-img create makes is synced before it has its name, and the
+# folder after; what cannot be made durable is not there; nothing that
+# somebody else makes meanwhile is replaced; a signal finds all or nothing.
+
+source ./functions.sh
+set -e
+set -x
+
+source "$abs_srcdir/bad-input.sh"
+
+export FAULT_LOG=$tmp/log FAULT_TRIGGER=$tmp/trigger
+export FAULT_CALL FAULT_FILE FAULT_ERRNO
+
+# create ARGUMENT...: with fault_inject in it.
+create ()
+{
+    "${RUN[@]}" env LD_PRELOAD="${_preload:+$_preload:}$fault_inject" \
+        "${VG[@]}" "$addcow_img" create "$@"
+}
+
+# The log, with temporary names as one.
+logged ()
+{
+    sed 's/\.addcow-[A-Za-z0-9]*/TEMP/' "$tmp/log"
+}
+
+### The order.
+
+: > "$tmp/log"
+create -q vm.add-cow 1M
+logged | grep -v ^pwrite > "$tmp/order"
+diff "$tmp/order" - <<'ORDER'
+fsync TEMP 0 0
+renameat2 vm.raw 0 1
+fsync t 0 0
+fsync TEMP 0 0
+renameat2 vm.add-cow 0 1
+fsync t 0 0
+ORDER
+
+# Over a file that is there, and by a name of the longest.
+: > "$tmp/log"
+create -q -f -i vm.raw vm.add-cow 1M
+logged | grep -v ^pwrite > "$tmp/order"
+diff "$tmp/order" - <<'ORDER'
+fsync TEMP 0 0
+renameat2 vm.add-cow 0 0
+fsync t 0 0
+ORDER
+long=$(printf '%0251d' 0).raw
+create -q -i '' "$long" 1M
+rm "$long" vm.*
+
+### What fails.
+
+touch "$tmp/trigger"
+random_file old 5000
+for FAULT_ERRNO in 5 28; do
+    FAULT_CALL=fsync FAULT_FILE=/t
+    if [ $FAULT_ERRNO -eq 5 ]; then text="Input/output error"
+    else text="No space left on device"; fi
+    keep
+    fails_in_time "vm.raw: $text" create vm.add-cow 1M
+    fails_in_time "vm.add-cow: $text" create -i '' vm.add-cow 1M
+    FAULT_CALL=renameat2 FAULT_FILE=vm.add-cow
+    fails_in_time "vm.add-cow: $text" create vm.add-cow 1M
+    FAULT_CALL=renameat2 FAULT_FILE=vm.raw
+    fails_in_time "vm.raw: $text" create vm.add-cow 1M
+    kept
+done
+# The metadata file has replaced what was there: its image must stay.
+truncate -s 1M image
+FAULT_CALL=fsync FAULT_FILE=/t FAULT_ERRNO=5
+fails_in_time "old: Input/output error" create -f -i image old 1M
+addcow-img info old
+# A file system that cannot rename without replacing.
+FAULT_CALL=renameat2 FAULT_FILE=vm.add-cow FAULT_ERRNO=22
+create -q vm.add-cow 1M
+addcow-img info vm.add-cow
+keep
+fails_in_time "exists already" create vm.add-cow 1M
+rm -f "$tmp/trigger"
+kept
+
+### What somebody else makes.
+
+export FAULT_MAKE
+for FAULT_MAKE in other.add-cow other.raw; do
+    fails_in_time "$FAULT_MAKE: File exists" create other.add-cow 1M
+    [ "$(cat $FAULT_MAKE)" = mine ]
+    rm $FAULT_MAKE
+    [ -z "$(find . -name 'other.*' -o -name '.addcow-*')" ]
+done
+touch "$tmp/trigger"
+FAULT_MAKE=other.add-cow FAULT_FILE=other.add-cow
+fails_in_time "other.add-cow: File exists" create other.add-cow 1M
+[ "$(cat other.add-cow)" = mine ]
+rm other.add-cow "$tmp/trigger"
+[ -z "$(find . -name 'other.*' -o -name '.addcow-*')" ]
+unset FAULT_MAKE
+
+### Signals: both files are there, or neither.
+
+export FAULT_SIGNAL
+for FAULT_SIGNAL in 1 2 15; do
+    status=0
+    create -q signal.add-cow 1M || status=$?
+    [ $status -eq $((128 + FAULT_SIGNAL)) ]
+    [ -z "$(find . -name '.addcow-*')" ]
+    [ "$(find . -name 'signal.*' | sort | tr '\n' ' ')" = \
+        "./signal.add-cow ./signal.raw " ]
+    addcow-img info signal.add-cow
+    rm signal.*
+done
