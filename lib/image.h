@@ -81,9 +81,14 @@ struct image {
   unsigned busy;
 
   /* The overlay's too: how many of its failed flushes of images those who
-   * use this image were told of.
+   * use this image were told of, and whether some of the others were not
+   * told to those whose place they may have taken.
    */
   _Atomic uint64_t nr_failures_told;
+  bool inherits_failures;
+
+  /* Writes under way that hold no range, see overlay.h. */
+  _Atomic unsigned nr_unlocked;
 };
 
 #endif /* ADDCOW_IMAGE_H */

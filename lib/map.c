@@ -627,6 +627,89 @@ map_synced (struct map *map)
   return atomic_load_explicit (&map->synced, memory_order_acquire);
 }
 
+/* The dirty pages as an array, which the caller frees: nobody takes one out
+ * of the list but who commits.
+ */
+static int
+dirty_pages (struct map *map, struct page ***ret, uint64_t *nr)
+{
+  struct page **pages, *page;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
+  pages = malloc ((map->nr_dirty + 1) * sizeof pages[0]);
+  if (pages == NULL)
+    return ENOMEM;
+  *nr = 0;
+  for (page = map->dirty; page; page = page->next)
+    pages[(*nr)++] = page;
+  *ret = pages;
+  return 0;
+}
+
+/* Make WORDS the bits of PAGE that are set in memory alone. */
+static int
+uncommitted_bits (struct map *map, const struct page *page,
+                  _Atomic uint64_t words[PAGE_WORDS])
+{
+  uint64_t on_disk[PAGE_WORDS] = { 0 };
+  const uint64_t begin = page->index * PAGE_BYTES;
+  unsigned first, end, i;
+  int r;
+
+  r = map->metadata->ops->read (map->metadata, on_disk,
+                                MIN (PAGE_BYTES, map->end_byte - begin), begin);
+  if (r)
+    return r;
+  page_valid_bits (map, page->index, &first, &end);
+  for (i = 0; i < PAGE_WORDS; i++)
+    words[i] = i < first / WORD_BITS
+                   ? 0
+                   : atomic_load_explicit (&page->words[i],
+                                           memory_order_acquire) &
+                         ~le64toh (on_disk[i]);
+  /* The header ends within a word; it is not of the page in memory. */
+  if (first % WORD_BITS)
+    words[first / WORD_BITS] &= ~UINT64_C (0) << first % WORD_BITS;
+  return 0;
+}
+
+static int
+each_uncommitted_of_page (struct map *map, const struct page *page,
+                          int (*fn) (void *opaque, uint64_t sector,
+                                     uint64_t nr_sectors),
+                          void *opaque)
+{
+  _Atomic uint64_t words[PAGE_WORDS];
+  unsigned bit, end, n;
+  bool set;
+  int r;
+
+  r = uncommitted_bits (map, page, words);
+  page_valid_bits (map, page->index, &bit, &end);
+  for (; r == 0 && bit < end; bit += n) {
+    n = scan_words (words, bit, end - bit, &set);
+    if (set)
+      r = fn (opaque, page->index * PAGE_BITS + bit - FIRST_BIT, n);
+  }
+  return r;
+}
+
+int
+map_each_uncommitted (struct map *map,
+                      int (*fn) (void *opaque, uint64_t sector,
+                                 uint64_t nr_sectors),
+                      void *opaque)
+{
+  CLEANUP_FREE struct page **pages = NULL;
+  uint64_t nr = 0, i;
+  int r;
+
+  r = dirty_pages (map, &pages, &nr);
+  for (i = 0; i < nr && r == 0; i++)
+    r = each_uncommitted_of_page (map, pages[i], fn, opaque);
+  return r;
+}
+
 static int
 compare_index (const void *a, const void *b)
 {

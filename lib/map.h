@@ -114,6 +114,16 @@ bool map_synced (struct map *map);
  */
 uint64_t map_nr_uncommitted_pages (struct map *map);
 
+/* Call FN for the runs of sectors that have been set, but not in the
+ * metadata file, until it returns other than 0.  The caller is the one who
+ * commits.  Blocks; takes map->lock, but not while FN is called.  Returns 0,
+ * what FN returned, an error number of reading the metadata file, or ENOMEM.
+ */
+int map_each_uncommitted (struct map *map,
+                          int (*fn) (void *opaque, uint64_t sector,
+                                     uint64_t nr_sectors),
+                          void *opaque);
+
 /* Begin a commit; one at a time, the caller sees to that.  Returns 0 or
  * ENOMEM, and then nothing is frozen.  Takes map->lock, does not block.
  */

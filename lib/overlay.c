@@ -40,10 +40,12 @@ struct overlay {
    */
   pthread_mutex_t commit_lock; /* protects all that follows */
   pthread_cond_t commit_over;
-  bool committing;             /* or gathering */
-  _Atomic uint64_t nr_started; /* changed with, read without the lock */
-  _Atomic uint64_t nr_over;    /* likewise */
-  struct sharer *sharers;      /* who waits for one */
+  bool committing;              /* or gathering */
+  _Atomic uint64_t nr_started;  /* changed with, read without the lock */
+  _Atomic uint64_t nr_over;     /* likewise */
+  _Atomic unsigned nr_flushing; /* flushes that are no commit, likewise */
+  pthread_cond_t flushing_over;
+  struct sharer *sharers; /* who waits for one */
   unsigned nr_sharers;
 
   /* Who commits waits for those who are likely to come, see gather_locked.
@@ -58,9 +60,15 @@ struct overlay {
   _Atomic uint64_t nr_failures;
   _Atomic int last_failure;
 
+  /* What is uncommitted may be lost in the image: see
+   * rewrite_uncommitted.
+   */
+  _Atomic bool suspect;
+
   pthread_mutex_t images_lock; /* protects the list, and busy of images */
   pthread_cond_t image_idle;
   struct image *images;
+  uint64_t nr_failures_untold; /* since then to some who left; see attach */
 };
 
 /* How a commit or a flush ended. */
@@ -104,6 +112,7 @@ overlay_open (struct overlay **ret, struct image *metadata, uint64_t size_bytes,
   ov->size_bytes = size_bytes;
   ov->dirty = dirty;
   ov->opaque = opaque;
+  ov->nr_failures_untold = UINT64_MAX;
   r = map_open (&ov->map, metadata, size_bytes);
   if (r) {
     free (ov);
@@ -112,6 +121,7 @@ overlay_open (struct overlay **ret, struct image *metadata, uint64_t size_bytes,
   range_lock_init (&ov->first_touch);
   pthread_mutex_init (&ov->commit_lock, NULL);
   pthread_cond_init (&ov->commit_over, NULL);
+  pthread_cond_init (&ov->flushing_over, NULL);
   pthread_condattr_init (&attr);
   pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
   pthread_cond_init (&ov->gathered, &attr);
@@ -130,6 +140,7 @@ overlay_close (struct overlay *ov)
   map_close (ov->map);
   range_lock_destroy (&ov->first_touch);
   pthread_cond_destroy (&ov->commit_over);
+  pthread_cond_destroy (&ov->flushing_over);
   pthread_cond_destroy (&ov->gathered);
   pthread_mutex_destroy (&ov->commit_lock);
   pthread_cond_destroy (&ov->image_idle);
@@ -151,12 +162,24 @@ overlay_uncommitted (struct overlay *ov)
 
 /*--- Images. ----------------------------------------------------------*/
 
+/* What was written through any image is of all clients, if flushes cover
+ * all: so a new image stands where the one stands that was told least, be
+ * it that this has left.
+ */
 void
 overlay_attach (struct overlay *ov, struct image *image)
 {
+  uint64_t nr_told = ov->nr_failures;
+  const struct image *i;
+
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&ov->images_lock);
+  image->inherits_failures = ov->nr_failures_untold < nr_told;
+  nr_told = MIN (nr_told, ov->nr_failures_untold);
+  for (i = ov->images; i; i = i->next)
+    nr_told = MIN (nr_told, i->nr_failures_told);
+  image->nr_failures_told = nr_told;
+  image->nr_unlocked = 0;
   image->busy = 0;
-  image->nr_failures_told = ov->nr_failures;
   image->prev = NULL;
   image->next = ov->images;
   if (ov->images)
@@ -190,12 +213,13 @@ image_get_next (struct overlay *ov, struct image *image)
   return next;
 }
 
-/*--- Commit. ----------------------------------------------------------*/
+/*--- Flushes of the image, and those that fail. -----------------------*/
 
 /* Let a flush of an image that failed with ERR be told to all. */
 static void
 count_failure (struct overlay *ov, int err)
 {
+  ov->suspect = true;
   ov->last_failure = err;
   ov->nr_failures++;
 }
@@ -210,8 +234,18 @@ flush_image (struct overlay *ov, struct image *image)
   return r;
 }
 
-/* The end of a flush or FUA write through IMAGE, which ended with *O: it
- * has failed if something did before that its client was not told of.
+/* Who took the place of somebody that was not told is told now. */
+static void
+told_heir (struct overlay *ov, struct image *image)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&ov->images_lock);
+  if (image->inherits_failures)
+    ov->nr_failures_untold = UINT64_MAX;
+  image->inherits_failures = false;
+}
+
+/* The end of a flush through IMAGE, which ended with *O: it has failed if
+ * something did before that its client was not told of.
  */
 static int
 tell_failures (struct overlay *ov, struct image *image, const struct outcome *o,
@@ -224,9 +258,26 @@ tell_failures (struct overlay *ov, struct image *image, const struct outcome *o,
          !atomic_compare_exchange_weak (&image->nr_failures_told, &nr_told,
                                         o->nr_failures))
     ;
+  if (untold)
+    told_heir (ov, image);
   if (o->r == -1)
     *fault = o->fault;
   else if (untold)
+    return set_fault (fault, FAULT_IMAGE, ov->last_failure);
+  return o->r;
+}
+
+/* The end of a FUA write that ended with *O and began when there were
+ * NR_FAILURES: another flush that failed since then may have had the
+ * system's answer for it.  What failed before is a flush's to tell.
+ */
+static int
+fail_if_others_did (struct overlay *ov, uint64_t nr_failures,
+                    const struct outcome *o, struct fault *fault)
+{
+  if (o->r == -1)
+    *fault = o->fault;
+  else if (ov->nr_failures != nr_failures)
     return set_fault (fault, FAULT_IMAGE, ov->last_failure);
   return o->r;
 }
@@ -254,22 +305,157 @@ flush_images (struct overlay *ov, struct image *image)
   return image->multi_conn ? flush_image (ov, image) : flush_all_images (ov);
 }
 
+/* Flushes that are no commit, and writes with a flush in them: they may
+ * have the system's answer to what a commit flushes.  None begins once a
+ * commit has (see nothing_to_commit, which comes after flushing_begin).
+ */
+static void
+flushing_begin (struct overlay *ov)
+{
+  ov->nr_flushing++;
+}
+
+static void
+flushing_end (struct overlay *ov)
+{
+  if (--ov->nr_flushing > 0 || ov->nr_started == ov->nr_over)
+    return;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&ov->commit_lock);
+  pthread_cond_broadcast (&ov->flushing_over);
+}
+
+static void
+wait_for_flushing (struct overlay *ov)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&ov->commit_lock);
+  while (ov->nr_flushing > 0)
+    pthread_cond_wait (&ov->flushing_over, &ov->commit_lock);
+}
+
+/*--- What a failed flush may have lost. -------------------------------*/
+
+/* Wait until no write is under way that holds no range; as ov->suspect is
+ * set, no other one begins.
+ */
+static void
+wait_for_unlocked (struct overlay *ov)
+{
+  struct image *image;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&ov->images_lock);
+  image = ov->images;
+  while (image)
+    if (image->nr_unlocked > 0) {
+      pthread_cond_wait (&ov->image_idle, &ov->images_lock);
+      image = ov->images; /* the list may be another one */
+    }
+    else
+      image = image->next;
+}
+
+/* How much is read and written back at once. */
+#define REWRITE_SECTORS 128
+
+struct rewriter {
+  struct overlay *ov;
+  struct image *image;
+  char *buf; /* REWRITE_SECTORS */
+  bool image_failed;
+};
+
+static int
+rewrite_sectors (struct rewriter *rw, uint64_t sector, uint64_t nr_sectors)
+{
+  const size_t count = nr_sectors * SECTOR;
+  struct range range;
+  int r;
+
+  range_acquire (&rw->ov->first_touch, &range, sector, nr_sectors);
+  r = rw->image->ops->read (rw->image, rw->buf, count, sector * SECTOR);
+  if (r == 0)
+    r = rw->image->ops->write (rw->image, rw->buf, count, sector * SECTOR, 0);
+  range_release (&rw->ov->first_touch, &range);
+  rw->image_failed = r != 0;
+  return r;
+}
+
+static int
+rewrite_run (void *opaque, uint64_t sector, uint64_t nr_sectors)
+{
+  struct rewriter *rw = opaque;
+  int r = 0;
+
+  while (nr_sectors > 0 && r == 0) {
+    const uint64_t n = MIN (nr_sectors, REWRITE_SECTORS);
+
+    r = rewrite_sectors (rw, sector, n);
+    sector += n;
+    nr_sectors -= n;
+  }
+  return r;
+}
+
+/* A flush of the image failed, and what it should have made durable may
+ * never be: the system has told it and takes the data for written.  To
+ * allocated sectors that happens as on any disk.  But sectors whose bits are
+ * not committed would, with their bits on disk, have neither their old nor
+ * their new content.  So they are read, from where the system has them
+ * still, and written again, and the next flush is about them.  Meanwhile
+ * all writers hold their ranges, lest what was read goes over what is
+ * newer.
+ */
+static int
+rewrite_uncommitted (struct overlay *ov, struct image *image,
+                     struct fault *fault)
+{
+  CLEANUP_FREE char *buf = malloc (REWRITE_SECTORS * SECTOR);
+  struct rewriter rw = { .ov = ov, .image = image, .buf = buf };
+  int r;
+
+  if (buf == NULL)
+    return set_fault (fault, FAULT_MEMORY, ENOMEM);
+  wait_for_flushing (ov);
+  wait_for_unlocked (ov);
+  r = map_each_uncommitted (ov->map, rewrite_run, &rw);
+  if (r)
+    return set_fault (fault, rw.image_failed ? FAULT_IMAGE : FAULT_METADATA, r);
+  ov->suspect = false;
+  return 0;
+}
+
+/*--- Commit. ----------------------------------------------------------*/
+
+/* Freeze and flush: no error, and nobody's flush failed meanwhile. */
+static int
+flush_for_commit (struct overlay *ov, struct image *image, struct outcome *o)
+{
+  const uint64_t nr_failures = ov->nr_failures;
+  int r;
+
+  r = map_freeze (ov->map);
+  if (r)
+    return set_fault (&o->fault, FAULT_MEMORY, r);
+  r = flush_images (ov, image);
+  wait_for_flushing (ov);
+  o->nr_failures = ov->nr_failures;
+  if (r == 0 && o->nr_failures != nr_failures)
+    r = ov->last_failure;
+  return r ? set_fault (&o->fault, FAULT_IMAGE, r) : 0;
+}
+
 /* One commit.  The caller is the only one that commits. */
 static void
 commit (struct overlay *ov, struct image *image, struct outcome *o)
 {
   int r;
 
-  r = map_freeze (ov->map);
-  if (r) {
-    o->r = set_fault (&o->fault, FAULT_MEMORY, r);
+  if (ov->suspect && rewrite_uncommitted (ov, image, &o->fault) == -1) {
+    o->r = -1;
+    o->nr_failures = ov->nr_failures;
     return;
   }
-  r = flush_images (ov, image);
-  o->nr_failures = ov->nr_failures;
-  if (r)
-    o->r = set_fault (&o->fault, FAULT_IMAGE, r);
-  else {
+  o->r = flush_for_commit (ov, image, o);
+  if (o->r == 0) {
     r = map_write_frozen (ov->map);
     if (r)
       o->r = set_fault (&o->fault, FAULT_METADATA, r);
@@ -402,25 +588,38 @@ nothing_to_commit (struct overlay *ov, uint64_t *epoch)
 {
   *epoch = ov->nr_started;
   return *epoch == ov->nr_over && !map_uncommitted (ov->map) &&
-         map_synced (ov->map);
+         map_synced (ov->map) && !ov->suspect;
 }
 
-int
-overlay_flush (struct overlay *ov, struct image *image, struct fault *fault)
+/* Flush the image alone, if that will do.  *DONE tells. */
+static struct outcome
+flush_without_commit (struct overlay *ov, struct image *image, bool *done)
 {
   struct outcome outcome = { .r = 0 };
   uint64_t epoch;
   int r;
 
+  *done = false;
+  flushing_begin (ov);
   if (nothing_to_commit (ov, &epoch)) {
     r = flush_image (ov, image);
     if (r)
       outcome.r = set_fault (&outcome.fault, FAULT_IMAGE, r);
     outcome.nr_failures = ov->nr_failures;
-    if (ov->nr_started == epoch)
-      return tell_failures (ov, image, &outcome, fault);
+    *done = ov->nr_started == epoch;
   }
-  outcome = shared_commit (ov, image);
+  flushing_end (ov);
+  return outcome;
+}
+
+int
+overlay_flush (struct overlay *ov, struct image *image, struct fault *fault)
+{
+  bool done;
+  struct outcome outcome = flush_without_commit (ov, image, &done);
+
+  if (!done)
+    outcome = shared_commit (ov, image);
   return tell_failures (ov, image, &outcome, fault);
 }
 
@@ -451,6 +650,9 @@ overlay_detach (struct overlay *ov, struct image *image, struct fault *fault)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&ov->images_lock);
   while (image->busy > 0)
     pthread_cond_wait (&ov->image_idle, &ov->images_lock);
+  if (image->nr_failures_told < ov->nr_failures)
+    ov->nr_failures_untold = MIN (ov->nr_failures_untold,
+                                  image->nr_failures_told);
   if (image->prev)
     image->prev->next = image->next;
   else
@@ -469,7 +671,7 @@ after_map_set (struct overlay *ov, struct image *image, bool first,
   if (first && ov->dirty)
     ov->dirty (ov->opaque);
   if (map_nr_uncommitted_pages (ov->map) > MAX_UNCOMMITTED_PAGES)
-    return overlay_flush (ov, image, fault);
+    return commit_quietly (ov, image, fault);
   return 0;
 }
 
@@ -696,8 +898,8 @@ all_allocated (struct overlay *ov, uint64_t sector, uint64_t nr_sectors,
 
 /* Bring the change to the image as it is: all sectors are allocated. */
 static int
-write_allocated (struct image *image, const struct change *c, unsigned flags,
-                 struct fault *fault)
+write_as_is (struct image *image, const struct change *c, unsigned flags,
+             struct fault *fault)
 {
   int r;
 
@@ -707,29 +909,78 @@ write_allocated (struct image *image, const struct change *c, unsigned flags,
   return r ? set_fault (fault, FAULT_IMAGE, r) : 0;
 }
 
+/* A write that holds no range is over, or is not to be. */
+static void
+unlocked_end (struct overlay *ov, struct image *image)
+{
+  if (--image->nr_unlocked > 0 || !ov->suspect)
+    return;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&ov->images_lock);
+  pthread_cond_broadcast (&ov->image_idle);
+}
+
+/* The same, without a lock unless there is one who has to be kept out. */
+static int
+write_allocated (struct overlay *ov, struct image *image,
+                 const struct change *c, unsigned flags, struct fault *fault)
+{
+  const uint64_t sector = c->offset / SECTOR;
+  const uint64_t end = DIV_ROUND_UP (c->offset + c->count, SECTOR);
+  struct range range;
+  int r;
+
+  image->nr_unlocked++;
+  if (!ov->suspect) {
+    r = write_as_is (image, c, flags, fault);
+    unlocked_end (ov, image);
+    return r;
+  }
+  unlocked_end (ov, image);
+  range_acquire (&ov->first_touch, &range, sector, end - sector);
+  r = write_as_is (image, c, flags, fault);
+  range_release (&ov->first_touch, &range);
+  return r;
+}
+
+/* Write with FUA, if that will do; else without, and with *MORE for a commit
+ * to follow.
+ */
+static struct outcome
+write_fua (struct overlay *ov, struct image *image, const struct change *c,
+           bool *more)
+{
+  struct outcome outcome = { .r = 0 };
+  unsigned flags = c->flags;
+  uint64_t epoch;
+
+  flushing_begin (ov);
+  *more = !nothing_to_commit (ov, &epoch);
+  if (*more)
+    flags &= ~IMAGE_FUA;
+  outcome.r = write_allocated (ov, image, c, flags, &outcome.fault);
+  /* If there is a flush in it what failed may have been that. */
+  if (outcome.r == -1 && !*more)
+    count_failure (ov, outcome.fault.err);
+  *more = outcome.r == 0 && (*more || ov->nr_started != epoch);
+  flushing_end (ov);
+  return outcome;
+}
+
 /* The change, where all of its sectors are allocated. */
 static int
 rewrite (struct overlay *ov, struct image *image, const struct change *c,
          struct fault *fault)
 {
-  uint64_t epoch;
+  const uint64_t nr_failures = ov->nr_failures;
+  struct outcome outcome;
+  bool more;
 
   if (!(c->flags & IMAGE_FUA))
-    return write_allocated (image, c, c->flags, fault);
-  if (nothing_to_commit (ov, &epoch)) {
-    struct outcome outcome = { .r = 0 };
-
-    /* There is a flush in it, and what failed may have been that. */
-    outcome.r = write_allocated (image, c, c->flags, &outcome.fault);
-    if (outcome.r == -1)
-      count_failure (ov, outcome.fault.err);
-    outcome.nr_failures = ov->nr_failures;
-    if (outcome.r == -1 || ov->nr_started == epoch)
-      return tell_failures (ov, image, &outcome, fault);
-  }
-  else if (write_allocated (image, c, c->flags & ~IMAGE_FUA, fault) == -1)
-    return -1;
-  return overlay_flush (ov, image, fault);
+    return write_allocated (ov, image, c, c->flags, fault);
+  outcome = write_fua (ov, image, c, &more);
+  if (more)
+    outcome = shared_commit (ov, image);
+  return fail_if_others_did (ov, nr_failures, &outcome, fault);
 }
 
 static int
@@ -739,6 +990,8 @@ change (struct overlay *ov, struct image *image, const struct change *c,
   const uint64_t sector = c->offset / SECTOR;
   const uint64_t nr_sectors = DIV_ROUND_UP (c->offset + c->count, SECTOR) -
                               sector;
+  struct outcome outcome;
+  uint64_t nr_failures;
   int r;
 
   r = all_allocated (ov, sector, nr_sectors, fault);
@@ -746,10 +999,12 @@ change (struct overlay *ov, struct image *image, const struct change *c,
     return -1;
   if (r == 1)
     return rewrite (ov, image, c, fault);
+  nr_failures = ov->nr_failures;
   r = first_touch (ov, image, c, sector, nr_sectors, fault);
-  if (r == 0 && c->flags & IMAGE_FUA)
-    return overlay_flush (ov, image, fault);
-  return r;
+  if (r == -1 || !(c->flags & IMAGE_FUA))
+    return r;
+  outcome = shared_commit (ov, image);
+  return fail_if_others_did (ov, nr_failures, &outcome, fault);
 }
 
 int

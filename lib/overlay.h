@@ -17,7 +17,7 @@
  * backing file.  Everything is written to the image, at the same offset.
  *
  * - Requests to sectors that are all allocated go straight to the image
- *   and take no lock.
+ *   and take no lock (unless a flush has failed, see below).
  * - The first touch of a sector is guarded: whoever writes to a range
  *   with an unallocated sector in it holds the range in ov->first_touch
  *   until the bits are set, whole-sector writers as well as partial ones.
@@ -53,10 +53,19 @@
  * When flushing an image fails, data of any client may be lost, and the
  * system tells that once; but the flush may be part of a commit that
  * only some clients wait for, or none.  So failures are counted, and
- * each image knows how many its users were told of: the next flush or
- * FUA write of each that was not fails.  For that none may succeed that
- * overlaps a commit, which may have got the system's answer in its stead:
- * it is followed by a commit of its own.
+ * each image knows how many its users were told of: the next flush of each
+ * that was not fails, and the first one of who comes in the place of
+ * somebody who left untold.  A FUA write fails when something failed
+ * during it.  None may succeed that overlaps a commit, which may have got
+ * the system's answer in its stead: it is followed by a commit of its own.
+ * Nor may a commit that overlaps a flush that fails.  Flushes that are no
+ * commit are left to the image as they are: of two at a time one may have
+ * the answer for both, as without an overlay.
+ *
+ * What the system has not written it takes for written after it told that.
+ * So when flushing an image failed, the sectors whose bits are not
+ * committed are read and written again before the next commit, under
+ * their ranges; until that is over every writer holds its range.
  *
  * Locks, in the order in which they are taken
  * -------------------------------------------

@@ -58,11 +58,19 @@ write(other, b"e", 8)
 assert h.pread(len(base), 0) == want
 os.unlink("trigger")
 os.truncate("log", 0)
-h.flush()
+# The commit is good; that one failed for the FUA write a flush has to tell.
+if file == "vm.raw":
+    fails(h.flush)
+else:
+    h.flush()
 assert bits() == [3, 5, 6, 7, 8, 40000]
 log = open("log").read().splitlines()
-assert log == ["fdatasync vm.raw 0 0", "pwrite vm.add-cow 2068 6124",
-               "fdatasync vm.add-cow 0 0"], log
+# What the system may have dropped from the image is written again, too.
+again = ["pwrite vm.raw %d %d" % (s * 512, n * 512)
+         for s, n in ((5, 4), (40000, 1))] if file == "vm.raw" else []
+assert sorted(log[:-3]) == sorted(again), log
+assert log[-3:] == ["fdatasync vm.raw 0 0", "pwrite vm.add-cow 2068 6124",
+                    "fdatasync vm.add-cow 0 0"], log
 assert h.pread(len(base), 0) == want
 open("want", "wb").write(want)
 h.shutdown()

@@ -133,13 +133,20 @@ covers (const struct change *c, uint64_t offset)
   return c->offset <= offset && offset < c->offset + c->count;
 }
 
+/* By flushes that began when FLUSHED says. */
 static bool
-is_durable (const struct change *c)
+is_durable_by (const struct change *c, const uint64_t flushed[3])
 {
   if (c->failed || c->maybe || c->end == NEVER)
     return false;
-  return c->fua || c->end < model.flushed[0] ||
-         c->end < model.flushed[1 + (c->through - images)];
+  return c->fua || c->end < flushed[0] ||
+         c->end < flushed[1 + (c->through - images)];
+}
+
+static bool
+is_durable (const struct change *c)
+{
+  return is_durable_by (c, model.flushed);
 }
 
 /* When the last change began that replaced all before it. */
@@ -344,6 +351,20 @@ random_read (struct client *c, unsigned cluster, uint64_t offset,
   pthread_mutex_unlock (&model.lock);
 }
 
+/* What is not durable by FLUSHED may be lost, and that was told: no later
+ * flush is for it.  So may be what is under way; if with FUA it will fail.
+ */
+static void
+lose_undurable (const uint64_t flushed[3])
+{
+  unsigned i;
+
+  for (i = 0; i < model.nr_changes; i++)
+    if (!is_durable_by (&model.changes[i], flushed) &&
+        !(model.changes[i].fua && model.changes[i].end == NEVER))
+      model.changes[i].maybe = true;
+}
+
 static void
 flush (struct client *c)
 {
@@ -351,10 +372,19 @@ flush (struct client *c)
   uint64_t *flushed = &model.flushed[multi_conn ? 0 : 1 + (c->image - images)];
   struct fault fault;
 
-  if (overlay_flush (ov, &c->image->image, &fault) == -1)
-    return;
+  uint64_t before[3];
+  int r;
+
   __real_pthread_mutex_lock (&model.lock);
-  *flushed = MAX (*flushed, begin);
+  memcpy (before, model.flushed, sizeof before);
+  pthread_mutex_unlock (&model.lock);
+  r = overlay_flush (ov, &c->image->image, &fault);
+
+  __real_pthread_mutex_lock (&model.lock);
+  if (r == 0)
+    *flushed = MAX (*flushed, begin);
+  else /* of flushes at a time one may have the answer for others */
+    lose_undurable (before);
   pthread_mutex_unlock (&model.lock);
 }
 
@@ -524,6 +554,7 @@ kill_server (void)
 
   overlay_close (ov);
   sim_store_remember (&metadata_store);
+  sim_store_remember (&image_store); /* its successor cannot know */
   open_overlay ();
   check_all (true, false);
   for (i = 0; i < model.nr_changes; i++)
@@ -542,6 +573,11 @@ stop_server (void)
     CHECK_EQ (overlay_detach (ov, &images[i].image, &fault), 0);
   CHECK (!overlay_uncommitted (ov));
   overlay_close (ov);
+  /* Of flushes that failed, and that nobody asked about, only the log has
+   * told.
+   */
+  if (fault_one_in)
+    lose_undurable (model.flushed);
   open_overlay ();
   check_all (false, false);
 }
@@ -621,7 +657,7 @@ iteration (uint64_t seed)
   sim_store_put (&metadata_store, "header", 6, 0);
   make_backing (&rng);
   image_store.track = metadata_store.track = true;
-  metadata_store.forgets = true;
+  image_store.forgets = metadata_store.forgets = true;
   fault_one_in = 0;
   open_overlay ();
 

@@ -16,6 +16,9 @@
 
 #define SECTOR 512
 
+/* Those of the first page of the map. */
+#define PAGE_SECTORS ((4096 - FORMAT_HEADER_BYTES) * 8)
+
 /*--- Memory that ends, and waits that do. -----------------------------*/
 
 static bool no_memory;
@@ -944,6 +947,7 @@ test_no_memory (void)
 static void
 test_failures_are_told (void)
 {
+  struct sim_image third;
   struct fault fault;
 
   /* A commit that no client asked for. */
@@ -955,9 +959,12 @@ test_failures_are_told (void)
   CHECK (!overlay_uncommitted (ov));
   MUST_FAIL (FAULT_IMAGE, EDQUOT, FLUSH);
   flush ();
-  MUST_FAIL (FAULT_IMAGE, EDQUOT, WRITE, .count = SECTOR, .flags = IMAGE_FUA,
-             .through = &other);
+  /* A FUA write is about itself, and takes nothing from the flush. */
   MUST (WRITE, .count = SECTOR, .flags = IMAGE_FUA, .through = &other);
+  MUST (WRITE, .offset = SECTOR, .count = SECTOR, .flags = IMAGE_FUA,
+        .through = &other);
+  MUST_FAIL (FAULT_IMAGE, EDQUOT, FLUSH, .through = &other);
+  MUST (FLUSH, .through = &other);
 
   /* A flush without bits, and one that asked is told no second time. */
   sim_fail (&image.port, SIM_FLUSH, 1, ENOSPC, 0);
@@ -969,16 +976,214 @@ test_failures_are_told (void)
   /* A write with FUA has a flush in it. */
   sim_fail (&image.port, SIM_WRITE, 1, EIO, 0);
   MUST_FAIL (FAULT_IMAGE, EIO, WRITE, .count = SECTOR, .flags = IMAGE_FUA);
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH);
   flush ();
   MUST_FAIL (FAULT_IMAGE, EIO, FLUSH, .through = &other);
   MUST (FLUSH, .through = &other);
 
-  /* Who comes after it has lost nothing. */
+  /* Who comes in the place of somebody who left and was not told, is; and
+   * who comes beside somebody who was not told yet.
+   */
   sim_fail (&image.port, SIM_FLUSH, 1, EIO, 0);
-  CHECK_EQ (overlay_detach (ov, &other.image, &fault), 0);
   MUST_FAIL (FAULT_IMAGE, EIO, FLUSH);
+  CHECK_EQ (overlay_detach (ov, &other.image, &fault), 0);
+  overlay_attach (ov, &other.image);
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH, .through = &other);
+  MUST (FLUSH, .through = &other);
+  CHECK_EQ (overlay_detach (ov, &other.image, &fault), 0);
+  sim_image_init (&third, &image_store);
+  write_to (2 * SECTOR, SECTOR, 1);
+  sim_fail (&image.port, SIM_FLUSH, 1, EIO, 0);
+  MUST_FAIL (FAULT_IMAGE, EIO, COMMIT);
+  overlay_attach (ov, &third.image);
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH, .through = &third);
+  MUST (FLUSH, .through = &third);
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH);
+  CHECK_EQ (overlay_detach (ov, &third.image, &fault), 0);
+  /* All were told. */
   overlay_attach (ov, &other.image);
   MUST (FLUSH, .through = &other);
+  end ();
+}
+
+/* FIRST is held in OP of PORT at the byte AT; SECOND comes meanwhile and
+ * WAITS or goes through; then both end.
+ */
+static void
+race (struct request *first, struct sim_port *port, enum sim_op op, uint64_t at,
+      struct request *second, bool waits)
+{
+  struct gate gate;
+
+  second->through = &other;
+  sim_hold (port, op, at, &gate);
+  start (first);
+  CHECK (is (first, WORKER_HELD));
+  start (second);
+  CHECK_EQ (is (second, WORKER_WAITING), waits);
+  CHECK_EQ (is (second, WORKER_DONE), !waits);
+  gate_open (&gate);
+  finish (first);
+  finish (second);
+  CHECK_EQ (first->r, 0);
+  CHECK_EQ (second->r, 0);
+  sim_no_gates (port);
+}
+
+/* Data that a failed flush lost in the image is written again before the
+ * bits are: what a sector reads as after power failed is its old or its new
+ * content.
+ */
+static void
+test_forgetful_image (void)
+{
+  struct sim_world after_world;
+  struct sim_store after;
+  struct rng rng = { 7 };
+  unsigned i, byte;
+
+  begin (PAGE_SECTORS + 16, 64 * SECTOR);
+  image_store.track = image_store.forgets = true;
+  write_to (SECTOR, SECTOR, 1);
+  flush ();
+  write_to (2 * SECTOR + 5, 5, 2);
+  write_to (4 * SECTOR, 2 * SECTOR, 3);
+  MUST (ZERO, .offset = 8 * SECTOR, .count = SECTOR);
+  write_to ((PAGE_SECTORS + 3) * SECTOR, SECTOR, 4);
+  sim_fail (&image.port, SIM_FLUSH, 1, EIO, 0);
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH);
+  sim_log_clear (&world);
+  flush ();
+  CHECK (disk_bit (2) && disk_bit (4) && disk_bit (5) && disk_bit (8));
+  CHECK (disk_bit (PAGE_SECTORS + 3));
+  /* That and no more. */
+  CHECK_EQ (bytes_written (), 5 * SECTOR);
+  CHECK_EQ (backing_reads (), 0);
+  for (i = 0; i < 20; i++) {
+    sim_world_init (&after_world);
+    sim_store_crash (&after, &after_world, &image_store, &rng);
+    for (byte = 0; byte < SECTOR; byte++) {
+      CHECK_EQ (sim_store_byte (&after, SECTOR + byte), 1);
+      CHECK_EQ (sim_store_byte (&after, 2 * SECTOR + byte),
+                byte >= 5 && byte < 10 ? 2 : base_byte (2 * SECTOR + byte));
+      CHECK_EQ (sim_store_byte (&after, 4 * SECTOR + byte), 3);
+      CHECK_EQ (sim_store_byte (&after, 5 * SECTOR + byte), 3);
+      CHECK_EQ (sim_store_byte (&after, (PAGE_SECTORS + 3) * SECTOR + byte), 4);
+    }
+    sim_store_clear (&after);
+    sim_world_clear (&after_world);
+  }
+  /* And it is over. */
+  sim_log_clear (&world);
+  write_to (6 * SECTOR, SECTOR, 5);
+  flush ();
+  CHECK_EQ (bytes_written (), SECTOR);
+  CHECK_EQ (sim_log_count (&world, &image.port, SIM_READ), 0);
+
+  /* The image or the metadata file cannot be read for it, or not be
+   * written: the commit fails, and is as needed as before.
+   */
+  write_to (7 * SECTOR, SECTOR, 6);
+  sim_fail (&image.port, SIM_FLUSH, 1, EIO, 0);
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH);
+  sim_fail (&image.port, SIM_READ, 1, EREMOTEIO, 0);
+  MUST_FAIL (FAULT_IMAGE, EREMOTEIO, FLUSH);
+  sim_fail (&image.port, SIM_WRITE, 1, ENOSPC, 0);
+  MUST_FAIL (FAULT_IMAGE, ENOSPC, FLUSH);
+  sim_fail (&metadata.port, SIM_READ, 1, EBADMSG, 0);
+  MUST_FAIL (FAULT_METADATA, EBADMSG, FLUSH);
+  CHECK (!disk_bit (7));
+  sim_log_clear (&world);
+  flush ();
+  CHECK_EQ (bytes_written (), SECTOR);
+  CHECK (disk_bit (7));
+  end ();
+}
+
+/* Nothing that is newer is lost to that: a write that was under way is
+ * waited for, one that comes waits.
+ */
+static void
+test_forgetful_image_races (void)
+{
+  struct request a, b;
+  struct gate gate;
+
+  begin (16, 16 * SECTOR);
+  write_to (SECTOR, SECTOR, 1);
+  a = REQUEST (WRITE, .offset = SECTOR, .count = SECTOR, .byte = 2,
+               .through = &other);
+  sim_hold (&other.port, SIM_WRITE, SECTOR, &gate);
+  start (&a);
+  CHECK (is (&a, WORKER_HELD));
+  sim_fail (&image.port, SIM_FLUSH, 1, EIO, 0);
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH);
+  b = REQUEST (FLUSH);
+  start (&b);
+  CHECK (is (&b, WORKER_WAITING));
+  gate_open (&gate);
+  finish (&a);
+  finish (&b);
+  CHECK (a.r == 0 && b.r == 0);
+  sim_no_gates (&other.port);
+  check_bytes (SECTOR, SECTOR, 2);
+
+  write_to (2 * SECTOR, SECTOR, 1);
+  sim_fail (&image.port, SIM_FLUSH, 1, EIO, 0);
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH);
+  sim_hold (&image.port, SIM_WRITE, 2 * SECTOR, &gate);
+  b = REQUEST (FLUSH);
+  start (&b); /* has read the sector */
+  CHECK (is (&b, WORKER_HELD));
+  a = REQUEST (WRITE, .offset = 2 * SECTOR + 7, .count = 9, .byte = 3,
+               .through = &other);
+  start (&a);
+  CHECK (is (&a, WORKER_WAITING));
+  gate_open (&gate);
+  finish (&a);
+  finish (&b);
+  CHECK (a.r == 0 && b.r == 0);
+  sim_no_gates (&image.port);
+  check_bytes (2 * SECTOR, 7, 1);
+  check_bytes (2 * SECTOR + 7, 9, 3);
+  check_bytes (2 * SECTOR + 16, SECTOR - 16, 1);
+
+  /* That is over with the next flush, though there was nothing to write
+   * again: writers are in nobody's way.
+   */
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH, .through = &other);
+  flush ();
+  sim_fail (&image.port, SIM_FLUSH, 1, EIO, 0);
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH);
+  flush ();
+  a = REQUEST (WRITE, .offset = SECTOR, .count = SECTOR, .byte = 2);
+  b = REQUEST (WRITE, .offset = SECTOR, .count = SECTOR, .byte = 2);
+  race (&a, &image.port, SIM_WRITE, SECTOR, &b, false);
+
+  /* A flush that is no commit fails while a commit flushes: its data may
+   * have been that of the commit.
+   */
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH, .through = &other);
+  MUST (FLUSH, .through = &other);
+  sim_log_clear (&world);
+  a = REQUEST (FLUSH, .through = &other);
+  sim_fail (&other.port, SIM_FLUSH, 1, EIO, 0);
+  sim_hold (&other.port, SIM_FLUSH, SIM_ANYWHERE, &gate);
+  start (&a);
+  CHECK (is (&a, WORKER_HELD));
+  write_to (3 * SECTOR, SECTOR, 1);
+  b = REQUEST (FLUSH);
+  start (&b);
+  CHECK (is (&b, WORKER_WAITING));
+  CHECK (!disk_bit (3));
+  gate_open (&gate);
+  finish (&a);
+  finish (&b);
+  CHECK (a.r == -1 && b.r == -1 && b.fault.err == EIO);
+  sim_no_gates (&other.port);
+  /* The commit that follows for the first of them has written it again. */
+  CHECK (disk_bit (3));
+  CHECK_EQ (sim_log_count (&world, NULL, SIM_READ), 2);
   end ();
 }
 
@@ -1104,6 +1309,30 @@ test_many_pages (void)
   end ();
 }
 
+/* The write that commits for it has no part in what was lost before: that
+ * is the flush's to tell.
+ */
+static void
+test_many_pages_tell_nothing (void)
+{
+  const uint64_t page = 4096 * 8 * UINT64_C (512);
+  const unsigned nr = 2060;
+  unsigned i;
+
+  begin (nr * (page / SECTOR), 0);
+  write_to (0, SECTOR, 1);
+  sim_fail (&other.port, SIM_FLUSH, 1, EIO, 0);
+  MUST_FAIL (FAULT_IMAGE, EIO, COMMIT);
+  MUST (COMMIT);
+  sim_log_clear (&world);
+  for (i = 1; i < nr; i++)
+    write_to (i * page, SECTOR, 1);
+  CHECK_EQ (metadata_ops (SIM_FLUSH), 1);
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH);
+  flush ();
+  end ();
+}
+
 /* A server was killed between writing its bits and syncing them.  The
  * next one finds them in the file; what it acknowledges as durable must
  * not depend on bits that are not.
@@ -1150,30 +1379,6 @@ test_bits_of_a_killed_server (bool fua, bool same_sector)
 }
 
 /*--- Races on first touch. --------------------------------------------*/
-
-/* FIRST is held in OP of PORT at the byte AT; SECOND comes meanwhile and
- * WAITS or goes through; then both end.
- */
-static void
-race (struct request *first, struct sim_port *port, enum sim_op op, uint64_t at,
-      struct request *second, bool waits)
-{
-  struct gate gate;
-
-  second->through = &other;
-  sim_hold (port, op, at, &gate);
-  start (first);
-  CHECK (is (first, WORKER_HELD));
-  start (second);
-  CHECK_EQ (is (second, WORKER_WAITING), waits);
-  CHECK_EQ (is (second, WORKER_DONE), !waits);
-  gate_open (&gate);
-  finish (first);
-  finish (second);
-  CHECK_EQ (first->r, 0);
-  CHECK_EQ (second->r, 0);
-  sim_no_gates (port);
-}
 
 static void
 test_races (void)
@@ -1748,9 +1953,12 @@ main (void)
   test_failed_commit ();
   test_no_memory ();
   test_failures_are_told ();
+  test_forgetful_image ();
+  test_forgetful_image_races ();
   test_detach ();
   test_multi_conn ();
   test_many_pages ();
+  test_many_pages_tell_nothing ();
   test_many_extents ();
   test_races ();
   test_no_needless_waits ();
