@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "common.h"
 #include "format.h"
@@ -64,6 +65,7 @@ struct map {
   uint64_t end_bit;  /* one past the last sector's */
   uint64_t end_byte; /* one past the bitmap */
   uint64_t nr_pages;
+  bool can_give_back; /* a page here is one of the kernel's */
 
   pthread_mutex_t lock; /* see map.h */
   struct chunk *all_chunks;
@@ -104,6 +106,7 @@ map_open (struct map **ret, struct image *metadata, uint64_t size_bytes)
   map->end_bit = FIRST_BIT + size_bytes / FORMAT_SECTOR_BYTES;
   map->end_byte = end_byte;
   map->nr_pages = nr_pages;
+  map->can_give_back = sysconf (_SC_PAGESIZE) == PAGE_BYTES;
   pthread_mutex_init (&map->lock, NULL);
   *ret = map;
   return 0;
@@ -249,6 +252,9 @@ page_alloc_locked (struct map *map)
  *
  * A look-up may be reading the words: it sees the generation move, which
  * happens before they change.
+ *
+ * Where the kernel's pages are larger, madvise would round up and take
+ * the neighbours' words as well.
  */
 static void
 page_release_locked (struct map *map, struct page *page, uintptr_t slot)
@@ -258,7 +264,8 @@ page_release_locked (struct map *map, struct page *page, uintptr_t slot)
   assert (!page->dirty && !page->frozen);
   slot_store_locked (map, page->index, slot);
   atomic_fetch_add_explicit (&page->generation, 1, memory_order_acq_rel);
-  if (madvise ((void *) page->words, PAGE_BYTES, MADV_DONTNEED) == -1)
+  if (!map->can_give_back ||
+      madvise ((void *) page->words, PAGE_BYTES, MADV_DONTNEED) == -1)
     for (i = 0; i < PAGE_WORDS; i++) /* locked memory, for one */
       atomic_store_explicit (&page->words[i], 0, memory_order_release);
   page->next = map->free;

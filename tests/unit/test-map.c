@@ -34,12 +34,16 @@ page_sector (uint64_t i)
 
 static _Atomic size_t nr_mapped; /* bytes */
 static _Atomic size_t nr_given_back;
+static _Atomic size_t nr_madvises;
 static _Atomic bool cannot_give_back;
+static long kernel_page_bytes; /* 0: what they are */
 
 void *__real_mmap (void *, size_t, int, int, int, off_t);
 void *__wrap_mmap (void *, size_t, int, int, int, off_t);
 int __real_madvise (void *, size_t, int);
 int __wrap_madvise (void *, size_t, int);
+long __real_sysconf (int);
+long __wrap_sysconf (int);
 
 void *
 __wrap_mmap (void *addr, size_t count, int prot, int flags, int fd,
@@ -49,16 +53,28 @@ __wrap_mmap (void *addr, size_t count, int prot, int flags, int fd,
   return __real_mmap (addr, count, prot, flags, fd, offset);
 }
 
+/* Like a kernel of such pages: counts are rounded up to them. */
 int
 __wrap_madvise (void *addr, size_t count, int advice)
 {
+  nr_madvises++;
   if (cannot_give_back) {
     errno = EINVAL;
     return -1;
   }
   if (advice == MADV_DONTNEED)
     nr_given_back += count;
+  if (kernel_page_bytes)
+    count = DIV_ROUND_UP (count, kernel_page_bytes) * kernel_page_bytes;
   return __real_madvise (addr, count, advice);
+}
+
+long
+__wrap_sysconf (int name)
+{
+  if (name == _SC_PAGESIZE && kernel_page_bytes)
+    return kernel_page_bytes;
+  return __real_sysconf (name);
 }
 
 static bool no_memory;
@@ -885,6 +901,39 @@ test_full_pages (void)
   end ();
 }
 
+/* A kernel whose pages are larger: it is not asked to take a page, as it
+ * would take those beside it.
+ */
+static void
+test_large_kernel_pages (void)
+{
+  const uint64_t nr_sectors = page_sector (8);
+  size_t madvises = nr_madvises;
+  bool allocated;
+  uint64_t i, run;
+
+  begin (nr_sectors, 0);
+  kernel_page_bytes = 65536;
+  open_map (nr_sectors);
+  for (i = 1; i < 5; i++)
+    set (page_sector (i) + i, 1);
+  CHECK_EQ (commit (), 0);
+  set (page_sector (1), PAGE_BITS);
+  CHECK_EQ (commit (), 0);
+  for (i = 2; i < 5; i++)
+    CHECK (get (page_sector (i) + i));
+  CHECK_EQ (nr_madvises, madvises);
+
+  /* The page that takes its place begins empty. */
+  set (page_sector (6), 1);
+  CHECK_EQ (map_run (map, page_sector (6) + 1, PAGE_BITS - 1, &allocated, &run),
+            0);
+  CHECK (!allocated);
+  CHECK_EQ (run, PAGE_BITS - 1);
+  kernel_page_bytes = 0;
+  end ();
+}
+
 /*--- Look-ups while pages come and go. --------------------------------*/
 
 #define HAMMER_PAGES 400
@@ -1090,6 +1139,7 @@ main (int argc, char *argv[])
   test_failed_commit (SIM_FLUSH, 0, 0);
   test_set_during_failed_commit ();
   test_full_pages ();
+  test_large_kernel_pages ();
   for (i = 0; i < iterations; i++)
     test_model (&rng, 200);
   test_hammer (&rng, HAMMER_PAGES);
