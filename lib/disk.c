@@ -22,9 +22,9 @@ same_file (const struct stat *a, const struct stat *b)
   return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }
 
-/* Open and lock the metadata file, and read its header. */
+/* Open and lock the file that has the name now. */
 static int
-open_metadata (struct disk *disk, bool read_only)
+open_and_lock (struct disk *disk, bool read_only)
 {
   int r;
 
@@ -34,11 +34,43 @@ open_metadata (struct disk *disk, bool read_only)
     disk->writable = false;
     r = metadata_open (disk->file_name, false, &disk->metadata_fd);
   }
-  if (r)
-    return r;
-  r = lock_metadata (disk->metadata_fd, disk->writable);
-  if (r)
-    return r;
+  return r ? r : lock_metadata (disk->metadata_fd, disk->writable);
+}
+
+/* Is what is open the file that has the name? */
+static bool
+has_name (const struct disk *disk)
+{
+  struct stat named, opened;
+
+  return stat (disk->file_name, &named) == 0 &&
+         fstat (disk->metadata_fd, &opened) == 0 && same_file (&named, &opened);
+}
+
+/* How often a file may be replaced while it is opened. */
+#define MAX_OPENS 10
+
+/* Open and lock the metadata file, and read its header.
+ *
+ * Another file may be given the name before the one that was opened is
+ * locked; that lock would keep nobody from the new one.
+ */
+static int
+open_metadata (struct disk *disk, bool read_only)
+{
+  int i, r;
+
+  for (i = 0; i < MAX_OPENS; i++) {
+    r = open_and_lock (disk, read_only);
+    if (r)
+      return r;
+    if (has_name (disk))
+      break;
+    close (disk->metadata_fd);
+    disk->metadata_fd = -1;
+  }
+  if (i == MAX_OPENS)
+    return ADDCOW_E_IN_USE;
   image_file_init (&disk->metadata, disk->metadata_fd);
   return metadata_read_header (disk->metadata_fd, &disk->header);
 }

@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Opening the files of a disk, and what others do to them meanwhile.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <sys/stat.h>
+
+#include "check.h"
+#include "common.h"
+#include "disk.h"
+#include "format.h"
+#include "lock.h"
+#include "scratch.h"
+
+#define SECTOR UINT64_C (512)
+
+static char *path, *new_path;
+
+/* An add-cow file without names, of a disk of NR_SECTORS. */
+static void
+make_file (const char *name, uint64_t nr_sectors)
+{
+  struct header header = { .size_bytes = nr_sectors * SECTOR };
+  uint8_t buf[FORMAT_HEADER_BYTES + 16] = { 0 };
+
+  CHECK (nr_sectors <= 16 * 8);
+  format_encode (&header, buf);
+  scratch_file (name, buf, format_file_bytes (header.size_bytes));
+}
+
+static int
+open_disk (struct disk **disk, bool read_only)
+{
+  const struct disk_options options = { .read_only = read_only };
+  CLEANUP_FAILURE struct failure failure = { 0 };
+  int r = disk_open (disk, path, &options, &failure);
+
+  if (r) {
+    CHECK_EQ (failure.err, r);
+    CHECK_STR (failure.file_name, path);
+  }
+  return r;
+}
+
+/*--- Somebody does something just before a lock is taken. -------------*/
+
+static unsigned nr_replacements; /* so many times, another file */
+static uint64_t new_sectors;     /* of the next one */
+static bool remove_it;
+
+int __real_fcntl64 (int fd, int cmd, ...);
+int __wrap_fcntl64 (int fd, int cmd, ...);
+int __real_fcntl (int fd, int cmd, ...);
+int __wrap_fcntl (int fd, int cmd, ...);
+
+static void
+before_fcntl (int cmd)
+{
+  if (cmd != F_OFD_SETLK)
+    return;
+  if (remove_it)
+    CHECK_EQ (unlink (path), 0);
+  if (nr_replacements > 0) {
+    nr_replacements--;
+    make_file (new_path, new_sectors++);
+    CHECK_EQ (rename (new_path, path), 0);
+  }
+}
+
+/* The third argument is as wide as a pointer, whatever it is. */
+#define WRAP(name) \
+  int __wrap_##name (int fd, int cmd, ...) \
+  { \
+    va_list args; \
+    void *arg; \
+\
+    va_start (args, cmd); \
+    arg = va_arg (args, void *); \
+    va_end (args); \
+    before_fcntl (cmd); \
+    return __real_##name (fd, cmd, arg); \
+  }
+WRAP (fcntl)
+WRAP (fcntl64)
+
+/* The number that the next descriptor gets. */
+static int
+next_fd (void)
+{
+  int fd = open (".", O_RDONLY | O_CLOEXEC);
+
+  CHECK (fd >= 0);
+  close (fd);
+  return fd;
+}
+
+static void
+test_replaced (bool read_only, unsigned times)
+{
+  const int fd = next_fd ();
+  struct disk *disk;
+  int other;
+
+  make_file (path, 5);
+  nr_replacements = times;
+  new_sectors = 6;
+  CHECK_EQ (open_disk (&disk, read_only), 0);
+  CHECK_EQ (nr_replacements, 0);
+  CHECK_EQ (disk->header.size_bytes, (5 + times) * SECTOR);
+  CHECK_EQ (disk->writable, !read_only);
+
+  /* Nobody else gets what has the name. */
+  other = scratch_open (path);
+  CHECK_EQ (lock_metadata (other, true), ADDCOW_E_IN_USE);
+  disk_close (disk);
+  CHECK_EQ (lock_metadata (other, true), 0);
+  close (other);
+  CHECK_EQ (next_fd (), fd);
+}
+
+static void
+test_replaced_for_ever (void)
+{
+  const int fd = next_fd ();
+  struct disk *disk;
+
+  make_file (path, 5);
+  nr_replacements = 50;
+  new_sectors = 6;
+  CHECK_EQ (open_disk (&disk, false), ADDCOW_E_IN_USE);
+  nr_replacements = 0;
+  CHECK_EQ (next_fd (), fd);
+}
+
+static void
+test_removed (void)
+{
+  struct disk *disk;
+
+  make_file (path, 5);
+  remove_it = true;
+  CHECK_EQ (open_disk (&disk, false), ENOENT);
+  remove_it = false;
+}
+
+int
+main (void)
+{
+  char *folder = scratch_folder ();
+  int i;
+
+  path = scratch_path (folder, "file");
+  new_path = scratch_path (folder, "new");
+  for (i = 0; i < 2; i++) {
+    test_replaced (i, 0);
+    test_replaced (i, 1);
+    test_replaced (i, 2);
+  }
+  test_replaced_for_ever ();
+  test_removed ();
+  free (path);
+  free (new_path);
+  free (folder);
+  return 0;
+}
