@@ -3,6 +3,7 @@
 #include <config.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -47,6 +48,20 @@ has_name (const struct disk *disk)
          fstat (disk->metadata_fd, &opened) == 0 && same_file (&named, &opened);
 }
 
+/* A server before us may have failed to sync the bitmap.  The kernel takes
+ * the pages it could not write for clean then: it has bits in memory that
+ * are not on disk, and that no sync will bring there.  So sync what can be,
+ * and forget all of it, that what is read is what the disk has.
+ */
+static int
+forget_cached (int fd)
+{
+  if (fdatasync (fd) == -1)
+    return errno;
+  posix_fadvise (fd, 0, 0, POSIX_FADV_DONTNEED);
+  return 0;
+}
+
 /* How often a file may be replaced while it is opened. */
 #define MAX_OPENS 10
 
@@ -72,7 +87,10 @@ open_metadata (struct disk *disk, bool read_only)
   if (i == MAX_OPENS)
     return ADDCOW_E_IN_USE;
   image_file_init (&disk->metadata, disk->metadata_fd);
-  return metadata_read_header (disk->metadata_fd, &disk->header);
+  r = metadata_read_header (disk->metadata_fd, &disk->header);
+  if (r == 0 && disk->writable)
+    r = forget_cached (disk->metadata_fd);
+  return r;
 }
 
 static int

@@ -54,7 +54,8 @@ struct disk {
  * is asked for or all that the metadata file allows, it is locked for
  * writing.  On success *DISK is closed with disk_close; on failure the
  * error number is returned and *FAILURE tells the file.  Creates and
- * writes nothing.  May block in the file system.
+ * writes nothing; for writing, what others wrote to the metadata file is
+ * synced.  May block in the file system.
  */
 int disk_open (struct disk **disk, const char *file_name,
                const struct disk_options *options, struct failure *failure);

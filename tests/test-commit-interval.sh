@@ -69,7 +69,9 @@ while time.monotonic() < end:
     time.sleep(0.1)
     h.pread(1, 0)
 assert cpu() - before < 50, "the server is busy"
-assert open("log").read().splitlines() == ["pwrite vm.raw 512 512"]
+# The sync is that of opening.
+assert open("log").read().splitlines() == ["fdatasync vm.add-cow 0 0",
+                                           "pwrite vm.raw 512 512"]
 h.shutdown()
 '
     stop_nbdkit "$pid"

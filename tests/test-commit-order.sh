@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: BSD-3-Clause
 #
-# What reaches the files, call by call: nothing goes to the metadata file
-# before a flush; a flush syncs the image, then writes the bits, then syncs
-# the metadata; without new bits it is one sync of the image; a write with
-# FUA to committed sectors is left to the image.
+# What reaches the files, call by call: opening syncs the metadata file and
+# writes nothing; nothing goes to it before a flush; a flush syncs the image,
+# then writes the bits, then syncs the metadata; without new bits it is one
+# sync of the image; a write with FUA to committed sectors is left to the
+# image.
 
 source ./functions.sh
 set -e
@@ -18,6 +19,7 @@ preload=$fault_inject
 export FAULT_LOG=$tmp/log
 start_nbdkit sock --filter="$addcow" file addcow=vm.add-cow \
     addcow-commit-interval=0
+[ "$(cat log)" = "fdatasync vm.add-cow 0 0" ]
 : > log
 
 cat > do.py <<'PY'

@@ -148,6 +148,112 @@ test_removed (void)
   remove_it = false;
 }
 
+/*--- What the kernel remembers and the disk does not have. ------------*/
+
+/* Of the file that is opened: S a sync, F that its pages are forgotten, B
+ * a read of its bitmap.
+ */
+static char calls[100];
+static int sync_err, advice_err;
+
+int __real_fdatasync (int fd);
+int __wrap_fdatasync (int fd);
+int __real_posix_fadvise (int fd, off_t offset, off_t count, int advice);
+int __wrap_posix_fadvise (int fd, off_t offset, off_t count, int advice);
+int __real_posix_fadvise64 (int fd, off_t offset, off_t count, int advice);
+int __wrap_posix_fadvise64 (int fd, off_t offset, off_t count, int advice);
+ssize_t __real_pread (int fd, void *buf, size_t count, off_t offset);
+ssize_t __wrap_pread (int fd, void *buf, size_t count, off_t offset);
+ssize_t __real_pread64 (int fd, void *buf, size_t count, off_t offset);
+ssize_t __wrap_pread64 (int fd, void *buf, size_t count, off_t offset);
+
+static void
+note (char call)
+{
+  const size_t n = strlen (calls);
+
+  CHECK (n < sizeof calls - 1);
+  calls[n] = call;
+  calls[n + 1] = '\0';
+}
+
+int
+__wrap_fdatasync (int fd)
+{
+  note ('S');
+  errno = sync_err;
+  return sync_err ? -1 : __real_fdatasync (fd);
+}
+
+#define WRAP_FADVISE(name) \
+  int __wrap_##name (int fd, off_t offset, off_t count, int advice) \
+  { \
+    CHECK (offset == 0 && count == 0); \
+    CHECK_EQ (advice, POSIX_FADV_DONTNEED); \
+    note ('F'); \
+    return advice_err ? advice_err \
+                      : __real_##name (fd, offset, count, advice); \
+  }
+WRAP_FADVISE (posix_fadvise)
+WRAP_FADVISE (posix_fadvise64)
+
+#define WRAP_PREAD(name) \
+  ssize_t __wrap_##name (int fd, void *buf, size_t count, off_t offset) \
+  { \
+    if (offset + count > FORMAT_HEADER_BYTES) \
+      note ('B'); \
+    return __real_##name (fd, buf, count, offset); \
+  }
+WRAP_PREAD (pread)
+WRAP_PREAD (pread64)
+
+/* Open, with SYNC_ERR or ADVICE_ERR or none, and look at a sector. */
+static void
+check_calls (bool read_only, const char *expected)
+{
+  struct image_file image;
+  struct disk *disk;
+  struct fault fault;
+  char buf[SECTOR];
+
+  calls[0] = '\0';
+  CHECK_EQ (open_disk (&disk, read_only), sync_err);
+  if (sync_err == 0) {
+    image_file_init (&image, -1);
+    overlay_attach (disk->overlay, &image.image);
+    CHECK_EQ (
+        overlay_read (disk->overlay, &image.image, buf, sizeof buf, 0, &fault),
+        0);
+    CHECK_EQ (overlay_detach (disk->overlay, &image.image, &fault), 0);
+    disk_close (disk);
+  }
+  CHECK_STR (calls, expected);
+}
+
+static void
+test_forgotten (void)
+{
+  struct disk *disk;
+
+  make_file (path, 5);
+  check_calls (false, "SFB");
+  check_calls (true, "B");
+  advice_err = EINVAL;
+  check_calls (false, "SFB");
+  advice_err = 0;
+  sync_err = EIO;
+  check_calls (false, "S");
+  check_calls (false, "S");
+  sync_err = 0;
+  check_calls (false, "SFB");
+
+  /* What is no add-cow file is left alone. */
+  scratch_file (path, "a text", 6);
+  calls[0] = '\0';
+  CHECK_EQ (open_disk (&disk, false), ADDCOW_E_MAGIC);
+  CHECK_STR (calls, "");
+}
+
 int
 main (void)
 {
@@ -163,6 +269,7 @@ main (void)
   }
   test_replaced_for_ever ();
   test_removed ();
+  test_forgotten ();
   free (path);
   free (new_path);
   free (folder);
