@@ -365,6 +365,25 @@ nr_unknown (struct map *map, uint64_t index, uint64_t max)
   return n;
 }
 
+/* Read *N pages from INDEX on into WORDS, up to LIMIT.  If one of them
+ * cannot be read, that is no error of the others: *N becomes 1 then.
+ */
+static int
+read_pages (struct map *map, uint64_t index, uint64_t limit, uint64_t *words,
+            uint64_t *n)
+{
+  const uint64_t begin = index * PAGE_BYTES;
+  int r;
+
+  r = map->metadata->ops->read (map->metadata, words,
+                                MIN (*n * PAGE_BYTES, limit - begin), begin);
+  if (r && *n > 1) {
+    *n = 1;
+    r = map->metadata->ops->read (map->metadata, words, PAGE_BYTES, begin);
+  }
+  return r;
+}
+
 /* Find out what page INDEX is, and some of those behind it.
  *
  * What is read while no lock is held cannot be out of date: nobody sets
@@ -396,8 +415,7 @@ page_load (struct map *map, uint64_t index)
     words = calloc (n, PAGE_BYTES);
     if (words == NULL)
       return ENOMEM;
-    r = map->metadata->ops->read (map->metadata, words,
-                                  MIN (n * PAGE_BYTES, limit - begin), begin);
+    r = read_pages (map, index, limit, words, &n);
     if (r)
       return r;
   }

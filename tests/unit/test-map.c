@@ -658,6 +658,57 @@ test_load_error (void)
   }
 }
 
+#define BAD_PAGE 15
+static const struct image_ops *sim_ops;
+static struct image_ops bad_ops;
+static unsigned nr_bad_reads;
+
+static int
+read_but_bad_page (struct image *image, void *buf, size_t count,
+                   uint64_t offset)
+{
+  if (offset < (BAD_PAGE + 1) * PAGE_BYTES &&
+      offset + count > BAD_PAGE * PAGE_BYTES) {
+    nr_bad_reads++;
+    return EIO;
+  }
+  return sim_ops->read (image, buf, count, offset);
+}
+
+/* A page that cannot be read is an error of its own sectors, not of those
+ * whose pages would be read with it.
+ */
+static void
+test_unreadable_page (void)
+{
+  static uint8_t data[PAGE_BYTES] = { [100] = 2 };
+  const uint64_t nr_sectors = page_sector (40);
+  bool allocated;
+  uint64_t i, run;
+
+  begin (nr_sectors, 0);
+  for (i = 0; i < 40; i++)
+    sim_store_put (&store, data, sizeof data, i * PAGE_BYTES);
+  sim_ops = metadata.image.ops;
+  bad_ops = *sim_ops;
+  bad_ops.read = read_but_bad_page;
+  metadata.image.ops = &bad_ops;
+  open_map (nr_sectors);
+  for (i = 0; i < 40; i++)
+    if (i != BAD_PAGE) {
+      CHECK (i == 0 || get (page_sector (i) + 801));
+      CHECK (!get (page_sector (i) + 802));
+      set (page_sector (i) + 802, 1);
+    }
+  CHECK (nr_bad_reads > 0);
+
+  CHECK_EQ (map_run (map, page_sector (BAD_PAGE), 1, &allocated, &run), EIO);
+  CHECK_EQ (map_prepare (map, page_sector (BAD_PAGE), 1), EIO);
+  metadata.image.ops = sim_ops;
+  CHECK (get (page_sector (BAD_PAGE) + 801));
+  end ();
+}
+
 /* Pages in two chunks of the table that have data without a hole between
  * them: what is read ahead ends with the chunk.
  */
@@ -1129,6 +1180,7 @@ main (int argc, char *argv[])
   test_only_sectors_count ();
   test_large ();
   test_load_error ();
+  test_unreadable_page ();
   test_load_at_end_of_chunk ();
   test_freeze ();
   test_no_memory ();
