@@ -25,6 +25,9 @@
 /* How many extents one call tells of. */
 #define MAX_EXTENTS 65536
 
+/* How often one call of extents or cache calls the image or backing file. */
+#define MAX_CALLS 65536
+
 struct overlay {
   struct image *metadata;
   struct backing *backing;
@@ -728,7 +731,9 @@ int
 overlay_cache (struct overlay *ov, struct image *image, uint64_t count,
                uint64_t offset, struct fault *fault)
 {
-  while (count > 0) {
+  unsigned i;
+
+  for (i = 0; count > 0 && i < MAX_CALLS; i++) {
     bool allocated;
     uint64_t n;
     int r;
@@ -1060,6 +1065,7 @@ struct joiner {
   uint64_t count;  /* of the extent that may grow still */
   unsigned type;
   unsigned nr_told;
+  unsigned nr_calls; /* for what is joined */
 };
 
 static int
@@ -1099,7 +1105,8 @@ extents_of_piece (struct overlay *ov, struct image *image, bool allocated,
   const uint64_t end = j->offset + n;
   int r = 0;
 
-  while (r == 0 && j->offset < end) {
+  while (r == 0 && j->offset < end && j->nr_calls < MAX_CALLS) {
+    j->nr_calls++;
     if (allocated)
       r = image->ops->extents (image, end - j->offset, j->offset, joiner_add,
                                j);
@@ -1121,7 +1128,7 @@ overlay_extents (struct overlay *ov, struct image *image, uint64_t count,
   struct joiner j = { .fn = fn, .opaque = opaque, .offset = offset };
   int r;
 
-  while (j.offset < end) {
+  while (j.offset < end && j.nr_calls < MAX_CALLS) {
     bool allocated;
     uint64_t n;
 

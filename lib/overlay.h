@@ -144,6 +144,10 @@ int overlay_zero (struct overlay *ov, struct image *image, uint64_t count,
                   uint64_t offset, unsigned flags, struct fault *fault);
 int overlay_trim (struct overlay *ov, struct image *image, uint64_t count,
                   uint64_t offset, unsigned flags, struct fault *fault);
+
+/* A hint: after very many changes between image and backing file, the rest
+ * of the range is left out.
+ */
 int overlay_cache (struct overlay *ov, struct image *image, uint64_t count,
                    uint64_t offset, struct fault *fault);
 
@@ -154,7 +158,7 @@ int overlay_flush (struct overlay *ov, struct image *image,
 /* Call FN for the extents of the range, equal neighbours as one; it may
  * stop (see image.h).  Extents are those of the image where sectors are
  * allocated and those of the backing file elsewhere.  After very many,
- * the rest is left out, so that a reply has an end.
+ * told or asked for, the rest is left out, so that a reply has an end.
  */
 int overlay_extents (struct overlay *ov, struct image *image, uint64_t count,
                      uint64_t offset, extent_fn *fn, void *opaque,

@@ -1541,8 +1541,9 @@ count_alternating (void *opaque UNUSED, uint64_t count, unsigned type)
   return 0;
 }
 
+/* Of a map that alternates, or of an image that does. */
 static void
-test_many_extents (void)
+test_many_extents (bool map_does)
 {
   const uint64_t nr_sectors = 140000;
   struct fault fault;
@@ -1550,13 +1551,60 @@ test_many_extents (void)
 
   begin (nr_sectors, 0);
   world.no_log = true;
+  if (!map_does)
+    MUST (ZERO, .count = nr_sectors * SECTOR, .flags = IMAGE_MAY_TRIM);
   for (i = 0; i < nr_sectors; i += 2)
     write_to (i * SECTOR, SECTOR, 1);
+  nr_extents = 0;
+  extents_end = 0;
   CHECK_EQ (overlay_extents (ov, &image.image, nr_sectors * SECTOR, 0,
                              count_alternating, NULL, &fault),
             0);
   CHECK_EQ (nr_extents, 65536);
   CHECK_EQ (extents_end, 65536 * SECTOR);
+  end ();
+}
+
+static int
+count_data (void *opaque UNUSED, uint64_t count, unsigned type)
+{
+  CHECK_EQ (type, 0);
+  nr_extents++;
+  extents_end += count;
+  return 0;
+}
+
+/* A map that alternates, over files that are data all over: there is one
+ * extent, but looking for its end has an end; and so have hints.
+ */
+static void
+test_many_calls (void)
+{
+  const uint64_t nr_sectors = 140000;
+  struct fault fault;
+  uint64_t i;
+
+  begin (nr_sectors, nr_sectors * SECTOR);
+  image_store.knows_holes = false;
+  backing_store.knows_holes = false;
+  world.no_log = true;
+  for (i = 0; i < nr_sectors; i += 2)
+    write_to (i * SECTOR, SECTOR, 1);
+  world.no_log = false;
+  nr_extents = 0;
+  extents_end = 0;
+  CHECK_EQ (overlay_extents (ov, &image.image, nr_sectors * SECTOR, 0,
+                             count_data, NULL, &fault),
+            0);
+  CHECK_EQ (nr_extents, 1);
+  CHECK_EQ (extents_end, 65536 * SECTOR);
+  CHECK_EQ (sim_log_count (&world, &image.port, SIM_EXTENTS), 65536 / 2);
+  CHECK_EQ (sim_log_count (&world, &backing.port, SIM_EXTENTS), 65536 / 2);
+
+  CHECK_EQ (overlay_cache (ov, &image.image, nr_sectors * SECTOR, 0, &fault),
+            0);
+  CHECK_EQ (sim_log_count (&world, &image.port, SIM_CACHE), 65536 / 2);
+  CHECK_EQ (sim_log_count (&world, &backing.port, SIM_CACHE), 65536 / 2);
   end ();
 }
 
@@ -1959,7 +2007,9 @@ main (void)
   test_multi_conn ();
   test_many_pages ();
   test_many_pages_tell_nothing ();
-  test_many_extents ();
+  test_many_extents (true);
+  test_many_extents (false);
+  test_many_calls ();
   test_races ();
   test_no_needless_waits ();
   test_bits_during_commit (&image, SIM_FLUSH);
