@@ -88,6 +88,20 @@ fd_write (int fd, const void *buf, size_t count, uint64_t offset)
   return 0;
 }
 
+/* There is no data behind some place.  Is that a hole up to END, or has the
+ * file become shorter?  Returns 0, EIO, or an error of asking.
+ */
+static int
+check_end (int fd, uint64_t end)
+{
+  uint64_t size_bytes;
+  int r = fd_size (fd, &size_bytes);
+
+  if (r == 0 && size_bytes < end)
+    r = EIO;
+  return r;
+}
+
 /* Where the hole or the data at OFFSET ends, at most END.  That SEEK_DATA
  * and SEEK_HOLE move the file's position does no harm: nobody uses it.
  */
@@ -98,8 +112,13 @@ next_boundary (int fd, uint64_t offset, uint64_t end, uint64_t *boundary,
   off_t data, hole;
 
   data = lseek (fd, offset, SEEK_DATA);
-  if (data == -1 && errno == ENXIO)
+  if (data == -1 && errno == ENXIO) {
+    int r = check_end (fd, end);
+
+    if (r)
+      return r;
     data = end;
+  }
   if (data != -1 && (uint64_t) data > offset) {
     *boundary = MIN ((uint64_t) data, end);
     *type = EXTENT_HOLE | EXTENT_ZERO;

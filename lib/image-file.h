@@ -37,7 +37,8 @@ int fd_read (int fd, void *buf, size_t count, uint64_t offset);
 int fd_write (int fd, const void *buf, size_t count, uint64_t offset);
 
 /* Call FN for the data and the holes of the range of FD; a file that
- * cannot tell is data.  Returns 0, what FN returned, or an errno.
+ * cannot tell is data.  Returns 0, what FN returned, or an errno: EIO where
+ * the file has no such range.
  */
 int fd_extents (int fd, uint64_t count, uint64_t offset, extent_fn *fn,
                 void *opaque);

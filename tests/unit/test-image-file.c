@@ -341,6 +341,28 @@ test_no_holes (void)
   close (fd);
 }
 
+/* What the file does not have is no hole, and no data either. */
+static void
+test_past_end (void)
+{
+  const int fd = open_file ();
+  struct seen s = { .last_type = 99 };
+  int i;
+
+  for (i = 0; i < 2; i++) {
+    CHECK_EQ (ftruncate (fd, 8 * KIB), 0);
+    CHECK_EQ (fd_extents (fd, 7 * KIB, KIB, keep_extent, &s), 0);
+    CHECK_EQ (fd_extents (fd, 7 * KIB + 1, KIB, keep_extent, &s), EIO);
+    CHECK_EQ (fd_extents (fd, 4 * KIB, 8 * KIB, keep_extent, &s), EIO);
+    CHECK_EQ (ftruncate (fd, 0), 0);
+    CHECK_EQ (fd_extents (fd, 1, 0, keep_extent, &s), EIO);
+
+    /* And once more with data in it. */
+    CHECK_EQ (fd_write (fd, "data", 4, 4 * KIB), 0);
+  }
+  close (fd);
+}
+
 /*--- Zero, trim, flush. -----------------------------------------------*/
 
 #define ZERO_FILE (256 * KIB)
@@ -501,6 +523,7 @@ main (void)
   test_size ();
   test_extents ();
   test_no_holes ();
+  test_past_end ();
   test_zero ();
   test_holes ();
   test_zero_modes ();
