@@ -18,7 +18,7 @@ export tmp
 
 # serve NAME CALLBACK=SCRIPT...: an overlay over an eval plugin, whose
 # callbacks log to $tmp/log; get_size, pread and pwrite are there, and
-# "open" gives each connection a number.
+# "open" gives each connection a number and logs the name of the export.
 serve ()
 {
     local name=$1
@@ -29,11 +29,13 @@ serve ()
     export img=$tmp/$name.img
     : > log
     : > connections
+    : > exports
     [ -e begin.sh ] || : > begin.sh
     # shellcheck disable=SC2016 # for the plugin
     start_nbdkit sock --filter="$addcow" eval \
         addcow="$name.add-cow" addcow-commit-interval=0 \
-        open='echo x >> $tmp/connections; wc -l < $tmp/connections' \
+        open='echo "<$3>" >> $tmp/exports
+              echo x >> $tmp/connections; wc -l < $tmp/connections' \
         get_size='echo 65536' \
         pread='. $tmp/begin.sh; dd if=$img bs=512 skip=$4 count=$3 iflag=skip_bytes,count_bytes status=none' \
         pwrite='echo pwrite $2 $4 $3 $5 >> $tmp/log; dd of=$img bs=64K seek=$4 oflag=seek_bytes conv=notrunc status=none iflag=fullblock' \
@@ -70,6 +72,16 @@ h.shutdown()
 '
 stop_nbdkit "$pid"
 [ "$(od -An -tx1 -j2068 -N1 plain.add-cow)" = " 1f" ]
+
+#--- A client's export name does not choose the image.
+
+serve name
+for name in '' one two; do
+    nbdsh -u "nbd+unix:///$name?socket=$tmp/sock" -c 'h.pread(512, 0)'
+done
+stop_nbdkit "$pid"
+cat exports
+[ "$(sort -u exports)" = "<>" ]
 
 #--- Zeroes that would be slow: refused, and nothing is changed.
 

@@ -230,15 +230,18 @@ addcow_unload (void)
 
 /*--- Connections. -----------------------------------------------------*/
 
+/* The disk is one, whatever name a client asks for: the plugin, which may
+ * choose an image by it, is asked for its default.
+ */
 static void *
 addcow_open (nbdkit_next_open *next, nbdkit_context *context, int readonly,
-             const char *exportname, int is_tls UNUSED)
+             const char *exportname UNUSED, int is_tls UNUSED)
 {
   struct handle *h;
 
   if (!disk->writable)
     readonly = 1;
-  if (next (context, readonly, exportname) == -1)
+  if (next (context, readonly, "") == -1)
     return NULL;
 
   h = calloc (1, sizeof *h);
