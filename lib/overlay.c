@@ -29,7 +29,6 @@
 #define MAX_CALLS 65536
 
 struct overlay {
-  struct image *metadata;
   struct backing *backing;
   uint64_t size_bytes;
   struct map *map;
@@ -110,7 +109,6 @@ overlay_open (struct overlay **ret, struct image *metadata, uint64_t size_bytes,
 
   if (ov == NULL)
     return ENOMEM;
-  ov->metadata = metadata;
   ov->backing = backing;
   ov->size_bytes = size_bytes;
   ov->dirty = dirty;
