@@ -341,18 +341,21 @@ check_image (struct create *c, bool *missing)
 
 /*--- Making. ----------------------------------------------------------*/
 
+/* Locked before it has its name and while *FILE is open: what can still
+ * be removed again, nobody else may take for an image of his.
+ */
 static int
-make_image (struct create *c)
+make_image (struct create *c, struct new_file *file)
 {
-  __attribute__ ((
-      cleanup (new_file_discard))) struct new_file file = NEW_FILE_NONE;
   int r;
 
-  r = new_file_open (&file, c->image_path);
-  if (r == 0 && ftruncate (file.fd, c->header.size_bytes) == -1)
+  r = new_file_open (file, c->image_path);
+  if (r == 0)
+    r = lock_qemu (file->fd, true);
+  if (r == 0 && ftruncate (file->fd, c->header.size_bytes) == -1)
     r = errno;
   if (r == 0)
-    r = new_file_install (&file, false);
+    r = new_file_install (file, false);
   return r ? img_file_error (c->image_path, r) : EXIT_SUCCESS;
 }
 
@@ -384,6 +387,8 @@ make_metadata (struct create *c, bool *installed)
 static int
 make_files (struct create *c, bool image_too)
 {
+  __attribute__ ((
+      cleanup (new_file_discard))) struct new_file image = NEW_FILE_NONE;
   sigset_t wait, old;
   bool installed;
   int r = EXIT_SUCCESS;
@@ -395,12 +400,13 @@ make_files (struct create *c, bool image_too)
   sigaddset (&wait, SIGHUP);
   sigprocmask (SIG_BLOCK, &wait, &old);
   if (image_too)
-    r = make_image (c);
+    r = make_image (c, &image);
   if (r == EXIT_SUCCESS) {
     r = make_metadata (c, &installed);
     if (!installed && image_too)
-      unlink (c->image_path);
+      new_file_remove (&image);
   }
+  new_file_discard (&image);
   sigprocmask (SIG_SETMASK, &old, NULL);
   return r;
 }

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "common.h"
+#include "disk.h"
 #include "names.h"
 #include "new-file.h"
 
@@ -88,11 +89,20 @@ new_file_install (struct new_file *file, bool replace)
   file->temporary = NULL;
   file->installed = true;
   r = sync_folder (file->path);
-  if (r && !replace) {
-    unlink (file->path);
-    file->installed = false;
-  }
+  if (r && !replace)
+    new_file_remove (file);
   return r;
+}
+
+void
+new_file_remove (struct new_file *file)
+{
+  struct stat ours, there;
+
+  if (fstat (file->fd, &ours) == 0 && lstat (file->path, &there) == 0 &&
+      same_file (&ours, &there))
+    unlink (file->path);
+  file->installed = false;
 }
 
 void

@@ -32,6 +32,9 @@ int new_file_open (struct new_file *file, const char *path);
  */
 int new_file_install (struct new_file *file, bool replace);
 
+/* Take its name from it again, unless that is another file's by now. */
+void new_file_remove (struct new_file *file);
+
 /* Release *FILE; what was not installed is gone. */
 void new_file_discard (struct new_file *file);
 

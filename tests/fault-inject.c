@@ -15,6 +15,8 @@
  *   FAULT_MAKE    optional: a renameat2 to the end of this path finds that
  *                 it was made just before
  *   FAULT_SIGNAL  optional: a signal, a number, that each renameat2 raises
+ *   FAULT_RUN     optional: a shell command that is run once, just before
+ *                 the renameat2 to the end of the path FAULT_RUN_FILE
  */
 
 #include <config.h>
@@ -191,6 +193,21 @@ make (const char *path)
   close (fd);
 }
 
+/* Somebody else does something, right now. */
+static void
+run_once (const char *path)
+{
+  const char *file = getenv ("FAULT_RUN_FILE");
+  char *command = getenv ("FAULT_RUN");
+
+  if (command == NULL || file == NULL || !ends_with (path, file))
+    return;
+  command = strdup (command);
+  if (command == NULL || unsetenv ("FAULT_RUN") == -1 || system (command) == -1)
+    abort ();
+  free (command);
+}
+
 EXPORT int
 renameat2 (int old_dir, const char *old_name, int new_dir, const char *new_name,
            unsigned flags)
@@ -199,6 +216,7 @@ renameat2 (int old_dir, const char *old_name, int new_dir, const char *new_name,
   REAL (renameat2);
 
   make (new_name);
+  run_once (new_name);
   if (number)
     raise (atoi (number));
   if (fails_on ("renameat2", new_name)) {

@@ -3,7 +3,8 @@
 #
 # What addcow-img create makes is synced before it has its name, and the
 # folder after; what cannot be made durable is not there; nothing that
-# somebody else makes meanwhile is replaced; a signal finds all or nothing.
+# somebody else makes meanwhile is replaced or removed; a signal finds all
+# or nothing.
 
 source ./functions.sh
 set -e
@@ -101,6 +102,30 @@ fails_in_time "other.add-cow: File exists" create other.add-cow 1M
 rm other.add-cow "$tmp/trigger"
 [ -z "$(find . -name 'other.*' -o -name '.addcow-*')" ]
 unset FAULT_MAKE
+
+### Who else wants the image, while there is no metadata file yet.
+
+export FAULT_RUN FAULT_RUN_FILE=a.add-cow
+
+# An overlay of the same name.
+FAULT_RUN="'$addcow_img' create -q a.add-cow 1M 2>'$tmp/other'"
+create -q a.add-cow 1M
+grep -qF "a.raw: in use by another process" "$tmp/other"
+[ "$(find . -name 'a.*' | sort | tr '\n' ' ')" = "./a.add-cow ./a.raw " ]
+rm a.*
+# Another overlay, of an image that goes again.
+FAULT_RUN="'$addcow_img' create -q -i a.raw b.add-cow 1M 2>'$tmp/other'"
+FAULT_MAKE=a.add-cow fails_in_time "a.add-cow: File exists" create a.add-cow 1M
+grep -qF "a.raw: in use by another process" "$tmp/other"
+rm a.add-cow
+[ -z "$(find . -name '[ab].*' -o -name '.addcow-*')" ]
+# What has the name of the image now is somebody else's.
+echo theirs > theirs
+FAULT_RUN="mv theirs a.raw"
+FAULT_MAKE=a.add-cow fails_in_time "a.add-cow: File exists" create a.add-cow 1M
+[ "$(cat a.raw)" = theirs ]
+rm a.*
+unset FAULT_RUN FAULT_RUN_FILE
 
 ### Signals: both files are there, or neither.
 
