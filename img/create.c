@@ -255,6 +255,25 @@ check_size_and_backing (struct create *c)
   return r ? img_file_error (c->file_name, EFBIG) : EXIT_SUCCESS;
 }
 
+/* Lock the FILE that will be replaced.  Should its name be another
+ * file's by then, somebody else is just making that.
+ */
+static int
+lock_old (struct create *c)
+{
+  struct stat locked, there;
+  int r;
+
+  r = metadata_open (c->path, true, &c->old_fd);
+  if (r == 0)
+    r = lock_metadata (c->old_fd, true);
+  if (r)
+    return r;
+  if (fstat (c->old_fd, &locked) == -1 || stat (c->path, &there) == -1)
+    return errno;
+  return same_file (&locked, &there) ? 0 : ADDCOW_E_IN_USE;
+}
+
 /* FILE must not be there, or not be in use when it may be overwritten. */
 static int
 check_file (struct create *c)
@@ -269,9 +288,7 @@ check_file (struct create *c)
     img_error ("%s: exists already (-f overwrites it)", c->file_name);
     return EXIT_FAILURE;
   }
-  r = metadata_open (c->path, true, &c->old_fd);
-  if (r == 0)
-    r = lock_metadata (c->old_fd, true);
+  r = lock_old (c);
   return r ? img_file_error (c->file_name, r) : EXIT_SUCCESS;
 }
 
@@ -376,7 +393,7 @@ make_metadata (struct create *c, bool *installed)
       ftruncate (file.fd, format_file_bytes (c->header.size_bytes)) == -1)
     r = errno;
   if (r == 0)
-    r = new_file_install (&file, c->force);
+    r = new_file_install (&file, c->old_fd >= 0);
   *installed = file.installed;
   return r ? img_file_error (c->file_name, r) : EXIT_SUCCESS;
 }

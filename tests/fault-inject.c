@@ -16,7 +16,9 @@
  *                 it was made just before
  *   FAULT_SIGNAL  optional: a signal, a number, that each renameat2 raises
  *   FAULT_RUN     optional: a shell command that is run once, just before
- *                 the renameat2 to the end of the path FAULT_RUN_FILE
+ *                 the call FAULT_RUN_CALL, renameat2 or fcntl, on a file
+ *                 whose path, for renameat2 the new one, ends with
+ *                 FAULT_RUN_FILE
  */
 
 #include <config.h>
@@ -26,6 +28,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -195,12 +198,14 @@ make (const char *path)
 
 /* Somebody else does something, right now. */
 static void
-run_once (const char *path)
+run_once (const char *call, const char *path)
 {
+  const char *wanted = getenv ("FAULT_RUN_CALL");
   const char *file = getenv ("FAULT_RUN_FILE");
   char *command = getenv ("FAULT_RUN");
 
-  if (command == NULL || file == NULL || !ends_with (path, file))
+  if (!command || !wanted || !file || strcmp (wanted, call) != 0 ||
+      !ends_with (path, file))
     return;
   command = strdup (command);
   if (command == NULL || unsetenv ("FAULT_RUN") == -1 || system (command) == -1)
@@ -216,7 +221,7 @@ renameat2 (int old_dir, const char *old_name, int new_dir, const char *new_name,
   REAL (renameat2);
 
   make (new_name);
-  run_once (new_name);
+  run_once ("renameat2", new_name);
   if (number)
     raise (atoi (number));
   if (fails_on ("renameat2", new_name)) {
@@ -225,6 +230,23 @@ renameat2 (int old_dir, const char *old_name, int new_dir, const char *new_name,
   }
   write_line ("renameat2", new_name, 0, flags);
   return real (old_dir, old_name, new_dir, new_name, flags);
+}
+
+/* What is given to it is a number or a pointer, which both fit here. */
+EXPORT int
+fcntl64 (int fd, int command, ...)
+{
+  char path[4096];
+  va_list args;
+  void *arg;
+  REAL (fcntl64);
+
+  va_start (args, command);
+  arg = va_arg (args, void *);
+  va_end (args);
+  path_of (fd, path, sizeof path);
+  run_once ("fcntl", path);
+  return real (fd, command, arg);
 }
 
 /* Without these, a program that was built without large files, or where
@@ -246,4 +268,16 @@ EXPORT int
 fallocate (int fd, int mode, off_t offset, off_t count)
 {
   return fallocate64 (fd, mode, offset, count);
+}
+
+EXPORT int
+fcntl (int fd, int command, ...)
+{
+  va_list args;
+  void *arg;
+
+  va_start (args, command);
+  arg = va_arg (args, void *);
+  va_end (args);
+  return fcntl64 (fd, command, arg);
 }

@@ -105,7 +105,7 @@ unset FAULT_MAKE
 
 ### Who else wants the image, while there is no metadata file yet.
 
-export FAULT_RUN FAULT_RUN_FILE=a.add-cow
+export FAULT_RUN FAULT_RUN_CALL=renameat2 FAULT_RUN_FILE=a.add-cow
 
 # An overlay of the same name.
 FAULT_RUN="'$addcow_img' create -q a.add-cow 1M 2>'$tmp/other'"
@@ -125,7 +125,23 @@ FAULT_RUN="mv theirs a.raw"
 FAULT_MAKE=a.add-cow fails_in_time "a.add-cow: File exists" create a.add-cow 1M
 [ "$(cat a.raw)" = theirs ]
 rm a.*
-unset FAULT_RUN FAULT_RUN_FILE
+
+### Who else wants FILE, which was opened and is not locked yet.
+
+truncate -s 1M kept.raw
+create -q -i kept.raw a.add-cow 1M
+FAULT_RUN_CALL=fcntl
+FAULT_RUN="'$addcow_img' create -q -f -i kept.raw a.add-cow 512K"
+fails_in_time "a.add-cow: in use by another process" \
+    create -f -i kept.raw a.add-cow 256K
+addcow-img info a.add-cow | grep -F "(524288 bytes)"
+rm a.add-cow
+# With -f too, a FILE that was not there is not replaced.
+FAULT_MAKE=a.add-cow fails_in_time "a.add-cow: File exists" \
+    create -f -i kept.raw a.add-cow 256K
+[ "$(cat a.add-cow)" = mine ]
+rm a.add-cow kept.raw
+unset FAULT_RUN FAULT_RUN_CALL FAULT_RUN_FILE
 
 ### Signals: both files are there, or neither.
 
