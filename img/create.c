@@ -153,15 +153,18 @@ parse_option (struct create *create, int c, char *argv[])
 
 /*--- Looking. ---------------------------------------------------------*/
 
-/* FILE with its suffix, if it has one, replaced by .raw. */
+/* FILE with its suffix, if it has one, replaced by .raw.  What is before
+ * a colon would be taken for the scheme of a URI, or for "file:".
+ */
 static int
 default_image (struct create *c)
 {
   const char *base = name_basename (c->file_name);
   const char *dot = strrchr (base, '.');
   const int len = dot && dot != base ? dot - base : (int) strlen (base);
+  const char *prefix = memchr (base, ':', len) ? "./" : "";
 
-  if (asprintf (&c->image, "%.*s.raw", len, base) == -1) {
+  if (asprintf (&c->image, "%s%.*s.raw", prefix, len, base) == -1) {
     c->image = NULL;
     return img_file_error (c->file_name, ENOMEM);
   }

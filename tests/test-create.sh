@@ -72,6 +72,18 @@ for name in vm vm.img .vm a.b.c .a.b; do
     rm $name $raw
 done
 
+# A name with a colon in it is no URI, nor is what is before that stripped.
+for name in a:b file:b 1:2 a.b:c.d; do
+    makes "./$name.add-cow ./$name.raw " -b base.img "$name.add-cow"
+    expect "$name.add-cow" 65536 base.img "./$name.raw"
+    serve file addcow="$name.add-cow"
+    rm "$name".*
+done
+mkdir c:d
+makes "./c:d/vm.add-cow ./c:d/vm.raw " c:d/vm.add-cow 1M
+expect c:d/vm.add-cow 1048576 "" vm.raw
+rm -r c:d
+
 # Nothing but the two, whatever there is room for.
 makes "./x.add-cow ./x.raw " x.add-cow 1M
 expect x.add-cow 1048576 "" x.raw
