@@ -78,7 +78,8 @@ size_text (uint64_t size_bytes, char buf[SIZE_TEXT_BYTES])
   double size = size_bytes;
   size_t i;
 
-  for (i = 0; size >= 1000 && i < ARRAY_SIZE (units) - 1; i++)
+  /* From 999.5, three digits would be 1e+03. */
+  for (i = 0; size >= 999.5 && i < ARRAY_SIZE (units) - 1; i++)
     size /= 1024;
   snprintf (buf, SIZE_TEXT_BYTES, "%.3g %s", size, units[i]);
   return buf;
