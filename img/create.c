@@ -434,12 +434,17 @@ make_files (struct create *c, bool image_too)
 static void
 print_result (const struct create *c)
 {
-  printf ("Formatting '%s', fmt=add-cow size=%" PRIu64, c->file_name,
-          c->header.size_bytes);
-  if (c->backing_path)
-    printf (" backing_file=%s", c->header.backing_file);
-  if (c->image_path)
-    printf (" image_file=%s", c->header.image_file);
+  printf ("Formatting '");
+  text_print (stdout, c->file_name);
+  printf ("', fmt=add-cow size=%" PRIu64, c->header.size_bytes);
+  if (c->backing_path) {
+    printf (" backing_file=");
+    text_print (stdout, c->header.backing_file);
+  }
+  if (c->image_path) {
+    printf (" image_file=");
+    text_print (stdout, c->header.image_file);
+  }
   printf ("\n");
 }
 

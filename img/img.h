@@ -13,12 +13,13 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "error.h"
 
 /* main.c */
 
-/* Print "addcow-img: FORMAT...". */
+/* Print "addcow-img: FORMAT...", as text_print does. */
 void img_error (const char *format, ...)
     __attribute__ ((format (printf, 1, 2)));
 
@@ -59,6 +60,14 @@ int size_parse (const char *text, uint64_t *size_bytes);
 /* SIZE_BYTES for people: "10 GiB", "1.5 MiB", "512 B". */
 #define SIZE_TEXT_BYTES 32
 const char *size_text (uint64_t size_bytes, char buf[SIZE_TEXT_BYTES]);
+
+/* text.c */
+
+/* Print TEXT, such as the name of a file, so that it stays in its line
+ * and does nothing to a terminal: control characters as a backslash and
+ * three octal digits for each byte, a backslash as two.
+ */
+void text_print (FILE *fp, const char *text);
 
 /* create.c, info.c */
 int img_create (int argc, char *argv[]);

@@ -128,10 +128,14 @@ print_name (const char *what, const char *name, const char *path)
 {
   if (name[0] == '\0')
     return;
-  if (path && strcmp (name, path) != 0)
-    printf ("%s: %s (actual path: %s)\n", what, name, path);
-  else
-    printf ("%s: %s\n", what, name);
+  printf ("%s: ", what);
+  text_print (stdout, name);
+  if (path && strcmp (name, path) != 0) {
+    printf (" (actual path: ");
+    text_print (stdout, path);
+    printf (")");
+  }
+  printf ("\n");
 }
 
 static void
@@ -140,7 +144,7 @@ print_human (const struct info *info)
   const uint64_t allocated = info->nr_allocated * FORMAT_SECTOR_BYTES;
   char text[SIZE_TEXT_BYTES];
 
-  printf ("image: %s\n", info->file_name);
+  print_name ("image", info->file_name, NULL);
   printf ("file format: add-cow\n");
   printf ("virtual size: %s (%" PRIu64 " bytes)\n",
           size_text (info->header.size_bytes, text), info->header.size_bytes);

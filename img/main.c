@@ -54,6 +54,16 @@ static const struct verb {
 };
 /* clang-format on */
 
+static void
+print_message (const char *format, va_list args)
+{
+  CLEANUP_FREE char *text = NULL;
+
+  if (vasprintf (&text, format, args) == -1)
+    text = NULL;
+  text_print (stderr, text ? text : addcow_strerror (ENOMEM));
+}
+
 void
 img_error (const char *format, ...)
 {
@@ -61,7 +71,7 @@ img_error (const char *format, ...)
 
   fprintf (stderr, "addcow-img: ");
   va_start (args, format);
-  vfprintf (stderr, format, args);
+  print_message (format, args);
   va_end (args);
   fprintf (stderr, "\n");
 }
@@ -138,7 +148,7 @@ img_usage_error (const char *verb, const char *format, ...)
   if (verb)
     fprintf (stderr, "%s: ", verb);
   va_start (args, format);
-  vfprintf (stderr, format, args);
+  print_message (format, args);
   va_end (args);
   fprintf (stderr, " (see addcow-img %s%s--help)\n", verb ? verb : "",
            verb ? " " : "");

@@ -182,8 +182,12 @@ expect vm 65536 base.img vm.raw
 rm vm vm.raw
 name=$'\xff \n"%s'
 cp base.img "$name"
-addcow-img create -q -b "$name" "$name.add-cow"
+addcow-img create -b "$name" "$name.add-cow" > "$tmp/out"
 expect "$name.add-cow" 65536 "$name" "$name.raw"
+# The line that says so is one.
+said=$'\xff \\012"%s'
+[ "$(cat "$tmp/out")" = "Formatting '$said.add-cow', fmt=add-cow size=65536 \
+backing_file=$said image_file=$said.raw" ]
 rm "$name"*
 long=$(for ((i = 0; i < 509; i++)); do printf ./; done)
 makes "./sub/12345 ./sub/vm " -b "${long:2}own.img" -i "${long}12345" sub/vm

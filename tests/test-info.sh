@@ -150,6 +150,19 @@ ln -s ../x.add-cow sub/link
 grep -xF "backing file: b (actual path: $PWD/b)" out
 grep -xF "image file: i (actual path: $PWD/i)" out
 
+# To people, what would make lines or do something to a terminal is said in
+# digits; all other text is as it is.
+name=$'a\nin use: true\t\x01\e[2J\x7f\r\\ \xc2\x9b2J ä/ü\xff'
+said='a\012in use: true\011\001\033[2J\177\015\\ \302\2332J ä/ü'$'\xff'
+metadata $'n\n\e' size=4096 backing="$name" image="$name"
+addcow-img info $'n\n\e' > out
+[ "$(wc -l < out)" -eq 9 ]
+grep -axF 'image: n\012\033' out
+grep -axF "backing file: $said (actual path: $PWD/$said)" out
+grep -axF "image file: $said (actual path: $PWD/$said)" out
+grep -axF "in use: false" out
+rm n*
+
 # JSON has names that are text as they are.
 name=$'a "b" \\c\td\ne\x01\x7f ä/ü'
 metadata "$PWD/n" size=4096 backing="$name" image="$name"

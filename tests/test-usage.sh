@@ -60,6 +60,19 @@ done
 fails_in_time "info: FILE must not be empty $help" addcow-img info ''
 fails_in_time "--output: No such file or directory" \
     addcow-img info -- --output
+
+# An error is one line, whatever is in a name.
+fails_in_time "unknown verb 'a\\012b\\033' (see addcow-img --help)" \
+    addcow-img $'a\nb\e'
+fails_in_time 'a\012b\033: No such file' addcow-img info $'a\nb\e'
+fails_in_time "-o: unknown key 'a\\012b'" \
+    addcow-img create -o $'a\nb=' new 1M
+fails_in_time 'b\012\177: No such file' addcow-img create -b $'b\n\x7f' new
+fails_in_time "'\\012' is not a size" addcow-img create new $'\n'
+touch $'a\nb'
+fails_in_time 'a\012b: exists already' addcow-img create $'a\nb' 1M
+fails_in_time 'a\012b: not an add-cow file' addcow-img info $'a\nb'
+rm $'a\nb'
 kept
 
 # What is not read is not told to have been.
