@@ -41,13 +41,20 @@ new_file_open (struct new_file *file, const char *path)
   return fchmod (file->fd, 0666 & ~mask) == -1 ? errno : 0;
 }
 
-/* For file systems that cannot rename without replacing. */
+/* For file systems that cannot rename without replacing.  Where neither
+ * name can be removed, the file has its own, which is what was wanted.
+ */
 static int
 link_and_unlink (const char *from, const char *to)
 {
+  int err;
+
   if (link (from, to) == -1)
     return errno;
-  return unlink (from) == -1 ? errno : 0;
+  if (unlink (from) == 0)
+    return 0;
+  err = errno;
+  return unlink (to) == -1 ? 0 : err;
 }
 
 static int
@@ -100,8 +107,8 @@ new_file_remove (struct new_file *file)
   struct stat ours, there;
 
   if (fstat (file->fd, &ours) == 0 && lstat (file->path, &there) == 0 &&
-      same_file (&ours, &there))
-    unlink (file->path);
+      same_file (&ours, &there) && unlink (file->path) == -1)
+    return;
   file->installed = false;
 }
 

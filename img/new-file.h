@@ -28,7 +28,8 @@ int new_file_open (struct new_file *file, const char *path);
 
 /* Give it its name.  What has that name is replaced if REPLACE, else
  * EEXIST is returned.  Returns 0 or an errno, and then what it replaced,
- * if it did, is gone, else there is no file of that name.  Blocks.
+ * if it did, is gone, else there is no file of that name; only where it
+ * could not be removed again, INSTALLED still says so.  Blocks.
  */
 int new_file_install (struct new_file *file, bool replace);
 

@@ -15,6 +15,8 @@
  *   FAULT_MAKE    optional: a renameat2 to the end of this path finds that
  *                 it was made just before
  *   FAULT_SIGNAL  optional: a signal, a number, that each renameat2 raises
+ *   FAULT_UNLINK  optional: how many unlinks fail, with EIO, before others
+ *                 do not
  *   FAULT_RUN     optional: a shell command that is run once, just before
  *                 the call FAULT_RUN_CALL, renameat2 or fcntl, on a file
  *                 whose path, for renameat2 the new one, ends with
@@ -230,6 +232,21 @@ renameat2 (int old_dir, const char *old_name, int new_dir, const char *new_name,
   }
   write_line ("renameat2", new_name, 0, flags);
   return real (old_dir, old_name, new_dir, new_name, flags);
+}
+
+EXPORT int
+unlink (const char *path)
+{
+  static int nr_failed;
+  const char *number = getenv ("FAULT_UNLINK");
+  REAL (unlink);
+
+  if (number && nr_failed < atoi (number)) {
+    nr_failed++;
+    errno = EIO;
+    return -1;
+  }
+  return real (path);
 }
 
 /* What is given to it is a number or a pointer, which both fit here. */

@@ -83,8 +83,25 @@ create -q vm.add-cow 1M
 addcow-img info vm.add-cow
 keep
 fails_in_time "exists already" create vm.add-cow 1M
-rm -f "$tmp/trigger"
 kept
+# There the temporary name stays: the other one goes, or all is well.
+rm vm.*
+keep
+FAULT_UNLINK=1 fails_in_time "vm.add-cow: Input/output error" \
+    create vm.add-cow 1M
+kept
+FAULT_UNLINK=2 create -q -i '' vm.add-cow 1M
+addcow-img info vm.add-cow
+rm vm.add-cow .addcow-*
+# A metadata file that cannot be removed again keeps its image.
+mkdir sub
+FAULT_CALL=fsync FAULT_FILE=/t/sub FAULT_ERRNO=5
+FAULT_UNLINK=1 fails_in_time "vm.add-cow: Input/output error" \
+    create -i ../vm.raw sub/vm.add-cow 1M
+addcow-img info sub/vm.add-cow
+[ -e vm.raw ]
+rm -r sub vm.raw
+rm -f "$tmp/trigger"
 
 ### What somebody else makes.
 
