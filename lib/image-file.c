@@ -38,9 +38,16 @@ int
 fd_open_disk (const char *file_name, int *fd, uint64_t *size_bytes)
 {
   CLEANUP_CLOSE int new_fd = -1;
+  struct stat st;
   int r;
 
-  /* O_NONBLOCK so that a FIFO is refused and not waited for. */
+  /* Looked at before it is opened: a device may do things when opened,
+   * and O_NONBLOCK is for a FIFO that takes its place in between.
+   */
+  if (stat (file_name, &st) == -1)
+    return errno;
+  if (!S_ISREG (st.st_mode) && !S_ISBLK (st.st_mode))
+    return ADDCOW_E_NOT_DISK;
   new_fd = open (file_name, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
   if (new_fd == -1)
     return errno == ENXIO ? ADDCOW_E_NOT_DISK : errno;

@@ -22,8 +22,8 @@ void image_file_init (struct image_file *file, int fd);
  */
 int fd_size (int fd, uint64_t *size_bytes);
 
-/* Open FILE_NAME, a regular file or a block device, for reading, without
- * waiting for anything should it be something else.  *FD is the caller's,
+/* Open FILE_NAME, a regular file or a block device, for reading; what is
+ * something else is not opened, nor waited for.  *FD is the caller's,
  * *SIZE_BYTES its length.  Returns 0, ADDCOW_E_NOT_DISK or an errno.
  */
 int fd_open_disk (const char *file_name, int *fd, uint64_t *size_bytes);

@@ -152,6 +152,7 @@ install -m 000 base.img unreadable.img
 chmod 644 vm.add-cow vm.raw base.img
 mkdir -m 777 open
 chmod 000 closed
+mkfifo -m 000 unreadable.fifo
 chmod 444 vm.add-cow
 chmod 555 . folder
 keep
@@ -163,6 +164,11 @@ as_nobody_bad "closed/new: Permission denied" closed/new 1M
 as_nobody_bad "unreadable.img: Permission denied" -b ../unreadable.img open/new
 as_nobody_bad "unreadable.img: Permission denied" \
     -i ../unreadable.img open/new 1K
+# What is no disk is not even opened.
+as_nobody_bad "unreadable.fifo: neither a regular file" \
+    -b ../unreadable.fifo open/new
+as_nobody_bad "unreadable.fifo: neither a regular file" \
+    -i ../unreadable.fifo open/new 1K
 # The one can be made and the other cannot.
 as_nobody_bad "folder/x.raw: Permission denied" -i ../folder/x.raw open/new 1M
 as_nobody_bad "folder/new: Permission denied" -i ../open/x.raw folder/new 1M
