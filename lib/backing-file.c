@@ -85,6 +85,9 @@ backing_magic (const void *buf, size_t count)
     MAGIC ("vhdx", 0, "vhdxfile"),
     MAGIC ("vpc", 0, "conectix"),
     MAGIC ("vdi", 64, "\x7f\x10\xda\xbe"),
+    MAGIC ("parallels", 0, "WithoutFreeSpace"),
+    MAGIC ("parallels", 0, "WithouFreSpacExt"),
+    MAGIC ("bochs", 0, "Bochs Virtual HD Image"),
     MAGIC ("luks", 0, "LUKS\xba\xbe"),
     MAGIC ("add-cow", 0, "ADD_COW\xff"),
 #undef MAGIC

@@ -242,13 +242,16 @@ vmdk 0 #\x20Disk\x20DescriptorFile
 vhdx 0 vhdxf\0151\0154\0145
 vpc 0 conec\0164\0151\0170
 vdi 64 \0177\0020\0332\0276
+parallels 0 WithoutFreeSpace
+parallels 0 WithouFreSpacExt
+bochs 0 Bochs\x20Virtual\x20HD\x20Image
 luks 0 LUKS\0272\0276
 add-cow 0 ADD_COW\0377
 TABLE
 
 # As qemu-img makes them.
 if type -P qemu-img; then
-    for format in qcow qcow2 qed vmdk vhdx vpc vdi; do
+    for format in qcow qcow2 qed vmdk vhdx vpc vdi parallels; do
         qemu-img create -q -f $format other.img 1M
         backing "backing file $foreign" other.img
     done

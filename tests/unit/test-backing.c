@@ -154,6 +154,9 @@ static const struct {
   { "vhdx", 0, 8, "vhdxfile" },
   { "vpc", 0, 8, "conectix" },
   { "vdi", 64, 4, "\x7f\x10\xda\xbe" },
+  { "parallels", 0, 16, "WithoutFreeSpace" },
+  { "parallels", 0, 16, "WithouFreSpacExt" },
+  { "bochs", 0, 22, "Bochs Virtual HD Image" },
   { "luks", 0, 6, "LUKS\xba\xbe" },
   { "add-cow", 0, 8, "ADD_COW\xff" },
 };
