@@ -78,9 +78,10 @@ done
 
 #--- Parameters of the filter.
 
-# In the source; file= is the plugin's.
+# In the source; file= and those of folders are the plugin's.
 grep -ho 'strcmp (key, "[^"]*")' "$abs_top_srcdir"/filters/addcow/*.c |
-    sed 's/.*"\(.*\)".*/\1/' | grep -vx file | sorted filter-source
+    sed 's/.*"\(.*\)".*/\1/' | grep -vx -e file -e 'dir.*' |
+    sorted filter-source
 
 # In the filter's part of --help; the line with its path does not count.
 nbdkit --filter="$addcow" null --help >"$tmp/out" 2>"$tmp/err" ||

@@ -68,6 +68,18 @@ fails_in_time "unknown parameter 'addcow-foo'" \
     serve eval addcow=own.add-cow "${anything[@]}" addcow-foo=1
 serve eval addcow=own.add-cow "${anything[@]}" foo=1
 serve eval addcow=own.add-cow "${anything[@]}" dir=.
+# A file plugin that does: what only begins like dir= is no folder.
+plugindir=$(nbdkit --dump-config | sed -n 's/^plugindir=//p')
+ln -s "$plugindir/nbdkit-eval-plugin.so" "$tmp/nbdkit-file-plugin.so"
+for name in dir directory dirfd; do
+    fails_in_time "$name= cannot be used with addcow=FILE" \
+        serve "$tmp/nbdkit-file-plugin.so" addcow=own.add-cow \
+        "${anything[@]}" $name=.
+done
+for name in dirx direct direct-io directories; do
+    serve "$tmp/nbdkit-file-plugin.so" addcow=own.add-cow "${anything[@]}" \
+        $name=1
+done
 # A name of its own, not the plugin's.
 fails_in_time "unknown parameter 'addcow2'" \
     serve file addcow=vm.add-cow addcow2=vm.add-cow

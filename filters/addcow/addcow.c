@@ -104,6 +104,14 @@ finish (int r, const struct fault *fault, int *err)
 static nbdkit_next_config *next_config;
 static nbdkit_backend *next_config_data;
 
+/* By which the file plugin serves a folder; dirfd= is of later versions. */
+static bool
+is_dir_parameter (const char *key)
+{
+  return strcmp (key, "dir") == 0 || strcmp (key, "directory") == 0 ||
+         strcmp (key, "dirfd") == 0;
+}
+
 static int
 addcow_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
                const char *key, const char *value)
@@ -131,7 +139,7 @@ addcow_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
   }
   if (strcmp (key, "file") == 0)
     file_parameter = value;
-  else if (strncmp (key, "dir", strlen ("dir")) == 0)
+  else if (is_dir_parameter (key))
     dir_parameter = key;
   return next (nxdata, key, value);
 }
