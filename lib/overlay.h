@@ -76,7 +76,8 @@
  *                         over I/O
  *   images_lock           the list of attached images and their users;
  *                         not held over I/O
- * None of the mutexes is held when another one is taken.
+ * None of the mutexes is held when another one is taken.  Who commits may
+ * take ranges, so nobody who holds one waits for a commit.
  */
 
 #ifndef ADDCOW_OVERLAY_H
