@@ -1608,6 +1608,43 @@ test_many_calls (void)
   end ();
 }
 
+static unsigned nr_one_sectors;
+
+static int
+one_sector (struct image *i UNUSED, uint64_t count UNUSED,
+            uint64_t offset UNUSED, extent_fn *fn, void *opaque)
+{
+  nr_one_sectors++;
+  return fn (opaque, SECTOR, 0);
+}
+
+/* The same of an image that tells of a little at a time. */
+static void
+test_many_small_extents (void)
+{
+  const uint64_t nr_sectors = 140000;
+  const struct image_ops *sim_ops;
+  struct image_ops ops;
+  struct fault fault;
+
+  begin (nr_sectors, 0);
+  MUST (ZERO, .count = nr_sectors * SECTOR);
+  sim_ops = image.image.ops;
+  ops = *sim_ops;
+  ops.extents = one_sector;
+  image.image.ops = &ops;
+  nr_extents = 0;
+  extents_end = 0;
+  CHECK_EQ (overlay_extents (ov, &image.image, nr_sectors * SECTOR, 0,
+                             count_data, NULL, &fault),
+            0);
+  CHECK_EQ (nr_one_sectors, 65536);
+  CHECK_EQ (nr_extents, 1);
+  CHECK_EQ (extents_end, 65536 * SECTOR);
+  image.image.ops = sim_ops;
+  end ();
+}
+
 /*--- Races of commits. ------------------------------------------------*/
 
 /* Bits that come while the image is flushed, or later, are not in that
@@ -2010,6 +2047,7 @@ main (void)
   test_many_extents (true);
   test_many_extents (false);
   test_many_calls ();
+  test_many_small_extents ();
   test_races ();
   test_no_needless_waits ();
   test_bits_during_commit (&image, SIM_FLUSH);
