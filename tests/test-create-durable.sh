@@ -18,7 +18,8 @@ export FAULT_CALL FAULT_FILE FAULT_ERRNO
 # create ARGUMENT...: with fault_inject in it.
 create ()
 {
-    "${RUN[@]}" env LD_PRELOAD="${_preload:+$_preload:}$fault_inject" \
+    "${RUN[@]}" env --default-signal \
+        LD_PRELOAD="${_preload:+$_preload:}$fault_inject" \
         "${VG[@]}" "$addcow_img" create "$@"
 }
 
@@ -77,6 +78,9 @@ truncate -s 1M image
 FAULT_CALL=fsync FAULT_FILE=/t FAULT_ERRNO=5
 fails_in_time "old: Input/output error" create -f -i image old 1M
 addcow-img info old
+mkdir elsewhere
+fails_in_time "old: Input/output error" create -f -i elsewhere/image.raw old 1M
+[ -e elsewhere/image.raw ]
 # A file system that cannot rename without replacing.
 FAULT_CALL=renameat2 FAULT_FILE=vm.add-cow FAULT_ERRNO=22
 create -q vm.add-cow 1M

@@ -172,7 +172,7 @@ stop_nbdkit "$pid"
 
 cat > begin.sh <<'SH'
 # Nobody else may be here.
-mkdir "$tmp/busy" || { echo "EIO at the same time" >&2; exit 1; }
+mkdir "$tmp/busy" || { touch "$tmp/conflict"; exit 1; }
 if [ -e "$tmp/slow" ]; then
     touch "$tmp/in"
     while [ -e "$tmp/slow" ]; do sleep 0.05; done
@@ -198,6 +198,7 @@ while not os.path.exists("in"):
 end = time.monotonic() + 2
 while time.monotonic() < end:
     h.poll(100)
+assert not os.path.exists("conflict")
 assert "flush" not in open("log").read()
 os.unlink("slow")
 while not h.aio_command_completed(cookie):
@@ -210,6 +211,7 @@ h.shutdown()
 PY
     /usr/bin/python3 serial.py "$uri"
     stop_nbdkit "$pid"
+    [ ! -e conflict ]
 done
 : > begin.sh
 

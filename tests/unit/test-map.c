@@ -715,12 +715,14 @@ test_unreadable_page (void)
 static void
 test_load_at_end_of_chunk (void)
 {
+  static uint8_t page[PAGE_BYTES];
   const uint64_t nr_sectors = page_sector (515);
   uint64_t i;
 
   begin (nr_sectors, 0);
+  memset (page, 2, sizeof page);
   for (i = 508; i < 515; i++)
-    sim_store_put (&store, "\2", 1, i * PAGE_BYTES);
+    sim_store_put (&store, page, sizeof page, i * PAGE_BYTES);
   open_map (nr_sectors);
   for (i = 511; i < 515; i++) {
     CHECK (!get (page_sector (i)));
