@@ -192,7 +192,9 @@ h.connect_uri(sys.argv[1])
 h.pwrite(b"a" * 512, 0)
 open("slow", "w").close()
 cookie = h.aio_pread(nbd.Buffer(512), 0)
+end = time.monotonic() + 30
 while not os.path.exists("in"):
+    assert time.monotonic() < end
     h.poll(10)
 # The commit is due while the plugin is busy.
 end = time.monotonic() + 2
@@ -201,8 +203,10 @@ while time.monotonic() < end:
 assert not os.path.exists("conflict")
 assert "flush" not in open("log").read()
 os.unlink("slow")
+end = time.monotonic() + 30
 while not h.aio_command_completed(cookie):
-    h.poll(-1)
+    assert time.monotonic() < end
+    h.poll(100)
 end = time.monotonic() + 30
 while "flush" not in open("log").read():
     assert time.monotonic() < end
