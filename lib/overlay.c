@@ -426,11 +426,13 @@ rewrite_uncommitted (struct overlay *ov, struct image *image,
 
 /*--- Commit. ----------------------------------------------------------*/
 
-/* Freeze and flush: no error, and nobody's flush failed meanwhile. */
+/* Freeze and flush: no error, and nobody's flush failed since there were
+ * NR_FAILURES.
+ */
 static int
-flush_for_commit (struct overlay *ov, struct image *image, struct outcome *o)
+flush_for_commit (struct overlay *ov, struct image *image, uint64_t nr_failures,
+                  struct outcome *o)
 {
-  const uint64_t nr_failures = ov->nr_failures;
   int r;
 
   r = map_freeze (ov->map);
@@ -448,14 +450,19 @@ flush_for_commit (struct overlay *ov, struct image *image, struct outcome *o)
 static void
 commit (struct overlay *ov, struct image *image, struct outcome *o)
 {
+  /* Before looking at suspect, which is set before this is counted: so a
+   * failure is seen in the one or in the other.
+   */
+  uint64_t nr_failures = ov->nr_failures;
   int r;
 
-  if (ov->suspect && rewrite_uncommitted (ov, image, &o->fault) == -1) {
-    o->r = -1;
-    o->nr_failures = ov->nr_failures;
-    return;
+  if (ov->suspect) {
+    o->r = rewrite_uncommitted (ov, image, &o->fault);
+    o->nr_failures = nr_failures = ov->nr_failures;
+    if (o->r == -1)
+      return;
   }
-  o->r = flush_for_commit (ov, image, o);
+  o->r = flush_for_commit (ov, image, nr_failures, o);
   if (o->r == 0) {
     r = map_write_frozen (ov->map);
     if (r)
