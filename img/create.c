@@ -228,11 +228,33 @@ parse_size (struct create *c, bool *given)
   return r ? img_file_error (c->size, r) : EXIT_SUCCESS;
 }
 
+static int
+open_backing (struct create *c, bool take_size)
+{
+  CLEANUP_FAILURE struct failure failure = { 0 };
+  __attribute__ ((
+      cleanup (location_clear))) struct location location = LOCATION_NONE;
+  const struct backing_options options = {
+    .timeout_seconds = BACKING_TIMEOUT_SECONDS,
+  };
+  struct backing *backing;
+  int r;
+
+  r = location_set (&location, c->backing_path);
+  if (r)
+    return img_file_error (c->backing_path, r);
+  if (backing_open (&backing, &location, &options, &failure))
+    return img_failure (&failure);
+  if (take_size)
+    c->header.size_bytes = backing->size_bytes;
+  backing_close (backing);
+  return EXIT_SUCCESS;
+}
+
 /* Look at the backing file, and take its size if none is given. */
 static int
 check_size_and_backing (struct create *c)
 {
-  struct backing *backing = NULL;
   uint64_t size;
   bool given;
   int r;
@@ -242,14 +264,8 @@ check_size_and_backing (struct create *c)
   if (!given && c->backing_path == NULL)
     return img_usage_error ("create", "without a backing file, SIZE is "
                                       "needed");
-  if (c->backing_path) {
-    r = backing_file_open (c->backing_path, &backing);
-    if (r)
-      return img_file_error (c->backing_path, r);
-    if (!given)
-      c->header.size_bytes = backing->size_bytes;
-    backing_close (backing);
-  }
+  if (c->backing_path && open_backing (c, !given) != EXIT_SUCCESS)
+    return EXIT_FAILURE;
 
   size = c->header.size_bytes;
   size = DIV_ROUND_UP (size, FORMAT_SECTOR_BYTES) * FORMAT_SECTOR_BYTES;

@@ -86,8 +86,10 @@ img_file_error (const char *file_name, int err)
 int
 img_failure (const struct failure *failure)
 {
-  return img_file_error (failure->file_name ? failure->file_name : "?",
-                         failure->err);
+  const char *name = failure->file_name ? failure->file_name : "?";
+
+  img_error ("%s: %s", name, failure_text (failure));
+  return EXIT_FAILURE;
 }
 
 static const struct verb *

@@ -2,9 +2,10 @@
 
 #include <config.h>
 
+#include <errno.h>
 #include <string.h>
 
-#include "backing.h"
+#include "backing-kinds.h"
 #include "common.h"
 
 /* How many of COUNT bytes at OFFSET lie within BACKING. */
@@ -49,4 +50,99 @@ backing_close (struct backing *backing)
 {
   if (backing)
     backing->ops->close (backing);
+}
+
+/*--- Opening. ---------------------------------------------------------*/
+
+const char *
+backing_magic (const void *buf, size_t count)
+{
+  static const struct {
+    const char *format;
+    size_t offset;
+    size_t len;
+    const char *magic;
+  } magics[] = {
+#define MAGIC(format, offset, string) \
+  { format, offset, sizeof string - 1, string }
+    MAGIC ("qcow2", 0, "QFI\xfb"),
+    MAGIC ("qed", 0, "QED\0"),
+    MAGIC ("vmdk", 0, "KDMV"),
+    MAGIC ("vmdk", 0, "COWD"),
+    MAGIC ("vmdk", 0, "# Disk DescriptorFile"),
+    MAGIC ("vhdx", 0, "vhdxfile"),
+    MAGIC ("vpc", 0, "conectix"),
+    MAGIC ("vdi", 64, "\x7f\x10\xda\xbe"),
+    MAGIC ("parallels", 0, "WithoutFreeSpace"),
+    MAGIC ("parallels", 0, "WithouFreSpacExt"),
+    MAGIC ("bochs", 0, "Bochs Virtual HD Image"),
+    MAGIC ("luks", 0, "LUKS\xba\xbe"),
+    MAGIC ("add-cow", 0, "ADD_COW\xff"),
+#undef MAGIC
+  };
+  size_t i;
+
+  for (i = 0; i < ARRAY_SIZE (magics); i++)
+    if (magics[i].offset + magics[i].len <= count &&
+        memcmp ((const char *) buf + magics[i].offset, magics[i].magic,
+                magics[i].len) == 0)
+      return magics[i].format;
+  return NULL;
+}
+
+/* Nobody said that BACKING is raw: is it? */
+static int
+refuse_foreign_format (struct backing *backing, const char *name,
+                       struct failure *failure)
+{
+  uint8_t buf[BACKING_MAGIC_BYTES];
+  const size_t n = MIN (backing->size_bytes, sizeof buf);
+  const char *format;
+  int r = backing_read (backing, buf, n, 0);
+
+  if (r)
+    return failure_set (failure, name, r);
+  format = backing_magic (buf, n);
+  if (format == NULL)
+    return 0;
+  failure_set (failure, name, ADDCOW_E_FOREIGN_FORMAT);
+  failure->format = format;
+  return failure->err;
+}
+
+static bool
+is_raw (const char *format)
+{
+  return format == NULL || strcmp (format, "raw") == 0;
+}
+
+static backing_open_fn *
+kind (const struct location *location, const char *format)
+{
+  if (location->path && is_raw (format))
+    return backing_file_open;
+  return NULL;
+}
+
+int
+backing_open (struct backing **ret, const struct location *location,
+              const struct backing_options *options, struct failure *failure)
+{
+  backing_open_fn *open_kind = kind (location, options->format);
+  struct backing *backing;
+  int r;
+
+  if (open_kind == NULL)
+    return failure_set (failure, location->name,
+                        location->path ? ENOTSUP : ADDCOW_E_URI);
+  r = open_kind (&backing, location, options, failure);
+  if (r == 0 && options->format == NULL) {
+    r = refuse_foreign_format (backing, location->name, failure);
+    if (r)
+      backing_close (backing);
+  }
+  if (r)
+    return r;
+  *ret = backing;
+  return 0;
 }

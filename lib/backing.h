@@ -52,16 +52,53 @@ int backing_extents (struct backing *backing, uint64_t count, uint64_t offset,
 int backing_cache (struct backing *backing, uint64_t count, uint64_t offset);
 void backing_close (struct backing *backing);
 
-/* Open FILE_NAME, a local regular file or block device, as a raw backing
- * file (backing-file.c).  It is opened read-only, and QEMU's locks (see
- * lock.h) are held on it so that nobody there writes to it meanwhile.
- *
- * On success *BACKING is closed by the caller.  Returns 0,
- * ADDCOW_E_NOT_DISK, ADDCOW_E_IN_USE, ADDCOW_E_FOREIGN_FORMAT when it
- * begins with the magic of another disk image format, or an errno.
- * Opening blocks no longer than the file system does: not on a FIFO.
+/* How a backing file is opened.  What it points to is the caller's, and
+ * log and its opaque are used until the backing file is closed.
  */
-int backing_file_open (const char *file_name, struct backing **backing);
+struct backing_options {
+  /* What its bytes are: "raw", "add-cow", or the name that QEMU has for
+   * a format.  NULL if nobody said: then it is raw, but refused when it
+   * begins like a format that is not.
+   */
+  const char *format;
+
+  /* How long requests wait for a server that was lost, and opening for one
+   * that does not answer; at least 1.
+   */
+  unsigned timeout_seconds;
+
+  /* See location_find: of names in metadata files that are opened; what
+   * such images of other formats name themselves is refused.  Or NULL.
+   */
+  const char *confine;
+
+  /* The metadata files above, see backing-addcow.h; or NULL. */
+  const struct chain *chain;
+
+  /* Something happened to the backing file NAME that no request tells of,
+   * such as that a connection was lost.  TEXT is one line.  Called from any
+   * thread, without locks.  Or NULL.
+   */
+  void (*log) (void *opaque, const char *name, const char *text);
+  void *log_opaque;
+};
+
+#define BACKING_TIMEOUT_SECONDS 30 /* where nobody says another */
+
+/* Open what is at LOCATION, read-only, by what it is:
+ *
+ *   a local file or block device that is raw   backing-file.c
+ *
+ * On success *BACKING is closed by the caller.  On failure the error number
+ * is returned and *FAILURE says the rest.  Blocks, but not on a FIFO, and
+ * not on a server for longer than the timeout.  May be called before the
+ * process forks and goes on in its child: no threads are started.
+ */
+struct location;
+struct failure;
+int backing_open (struct backing **backing, const struct location *location,
+                  const struct backing_options *options,
+                  struct failure *failure);
 
 /* Does BUF, the first COUNT bytes of a disk, begin like an image of a
  * format that is not raw?  Returns the name of the format or NULL.

@@ -93,8 +93,47 @@ open_metadata (struct disk *disk, bool read_only)
   return r;
 }
 
+/* What is told the caller is his to say, and is not confined. */
 static int
-resolve_names (struct disk *disk, const char *image_path,
+find_image (struct disk *disk, const char *folder,
+            const struct disk_options *options, struct failure *failure)
+{
+  const char *name = disk->header.image_file;
+  int r = 0;
+
+  if (options->image_path)
+    r = location_set (&disk->image_location, name = options->image_path);
+  else if (name[0] && name_is_uri (name))
+    r = ADDCOW_E_URI;
+  else if (name[0])
+    r = location_find (&disk->image_location, folder, name,
+                       options->backing.confine);
+  return r ? failure_set (failure, name, r) : 0;
+}
+
+static int
+find_backing (struct disk *disk, const char *folder,
+              const struct disk_options *options, struct failure *failure)
+{
+  const char *name = options->backing_name;
+  CLEANUP_FREE char *here = NULL;
+  int r = 0;
+
+  if (name && name[0]) {
+    here = realpath (".", NULL);
+    r = here ? location_find (&disk->backing_location, here, name, NULL)
+             : errno;
+  }
+  else if (name == NULL && disk->header.backing_file[0]) {
+    name = disk->header.backing_file;
+    r = location_find (&disk->backing_location, folder, name,
+                       options->backing.confine);
+  }
+  return r ? failure_set (failure, name, r) : 0;
+}
+
+static int
+resolve_names (struct disk *disk, const struct disk_options *options,
                struct failure *failure)
 {
   CLEANUP_FREE char *folder = NULL;
@@ -103,21 +142,14 @@ resolve_names (struct disk *disk, const char *image_path,
   r = name_folder (disk->file_name, &folder);
   if (r)
     return failure_set (failure, disk->file_name, r);
+  r = find_image (disk, folder, options, failure);
+  return r ? r : find_backing (disk, folder, options, failure);
+}
 
-  if (image_path) {
-    disk->image_path = strdup (image_path);
-    r = disk->image_path ? 0 : ENOMEM;
-  }
-  else if (disk->header.image_file[0])
-    r = name_resolve (folder, disk->header.image_file, &disk->image_path);
-  if (r)
-    return failure_set (failure, disk->header.image_file, r);
-
-  if (disk->header.backing_file[0])
-    r = name_resolve (folder, disk->header.backing_file, &disk->backing_path);
-  if (r)
-    return failure_set (failure, disk->header.backing_file, r);
-  return 0;
+static bool
+stat_location (const struct location *location, struct stat *st)
+{
+  return location->path && stat (location->path, st) == 0;
 }
 
 /* Three names must be three files.  What is missing is found later. */
@@ -129,16 +161,18 @@ check_distinct (struct disk *disk, struct failure *failure)
 
   if (fstat (disk->metadata_fd, &metadata) == -1)
     return failure_set (failure, disk->file_name, errno);
-  have_image = disk->image_path && stat (disk->image_path, &image) == 0;
-  have_backing = disk->backing_path && stat (disk->backing_path, &backing) == 0;
+  have_image = stat_location (&disk->image_location, &image);
+  have_backing = stat_location (&disk->backing_location, &backing);
 
   if (have_image && same_file (&image, &metadata))
-    return failure_set (failure, disk->image_path, ADDCOW_E_IMAGE_IS_METADATA);
+    return failure_set (failure, disk->image_location.name,
+                        ADDCOW_E_IMAGE_IS_METADATA);
   if (have_backing && same_file (&backing, &metadata))
-    return failure_set (failure, disk->backing_path,
+    return failure_set (failure, disk->backing_location.name,
                         ADDCOW_E_BACKING_IS_METADATA);
   if (have_image && have_backing && same_file (&image, &backing))
-    return failure_set (failure, disk->backing_path, ADDCOW_E_BACKING_IS_IMAGE);
+    return failure_set (failure, disk->backing_location.name,
+                        ADDCOW_E_BACKING_IS_IMAGE);
   return 0;
 }
 
@@ -148,12 +182,22 @@ open_image (struct disk *disk, bool check)
   uint64_t size_bytes;
   int r;
 
-  r = fd_open_disk (disk->image_path, &disk->image_fd, &size_bytes);
+  r = fd_open_disk (disk->image_location.path, &disk->image_fd, &size_bytes);
   if (r)
     return check ? r : 0;
   if (check && size_bytes < disk->header.size_bytes)
     return ADDCOW_E_IMAGE_SHORT;
   return lock_qemu (disk->image_fd, disk->writable);
+}
+
+static int
+open_backing (struct disk *disk, const struct disk_options *options,
+              struct failure *failure)
+{
+  const struct backing_options backing = options->backing;
+
+  return backing_open (&disk->backing, &disk->backing_location, &backing,
+                       failure);
 }
 
 static int
@@ -165,21 +209,21 @@ open_all (struct disk *disk, const struct disk_options *options,
   r = open_metadata (disk, options->read_only);
   if (r)
     return failure_set (failure, disk->file_name, r);
-  r = resolve_names (disk, options->image_path, failure);
+  r = resolve_names (disk, options, failure);
   if (r)
     return r;
   r = check_distinct (disk, failure);
   if (r)
     return r;
-  if (disk->image_path) {
+  if (disk->image_location.path) {
     r = open_image (disk, options->check_image);
     if (r)
-      return failure_set (failure, disk->image_path, r);
+      return failure_set (failure, disk->image_location.name, r);
   }
-  if (disk->backing_path) {
-    r = backing_file_open (disk->backing_path, &disk->backing);
+  if (disk->backing_location.name) {
+    r = open_backing (disk, options, failure);
     if (r)
-      return failure_set (failure, disk->backing_path, r);
+      return r;
   }
   r = overlay_open (&disk->overlay, &disk->metadata.image,
                     disk->header.size_bytes, disk->backing, options->dirty,
@@ -198,6 +242,7 @@ disk_open (struct disk **ret, const char *file_name,
   if (disk == NULL)
     return failure_set (failure, file_name, ENOMEM);
   disk->metadata_fd = disk->image_fd = -1;
+  disk->image_location.fd = disk->backing_location.fd = -1;
   disk->file_name = strdup (file_name);
   if (disk->file_name == NULL)
     r = failure_set (failure, file_name, ENOMEM);
@@ -222,8 +267,8 @@ disk_close (struct disk *disk)
     close (disk->image_fd);
   if (disk->metadata_fd >= 0)
     close (disk->metadata_fd);
-  free (disk->image_path);
-  free (disk->backing_path);
+  location_clear (&disk->image_location);
+  location_clear (&disk->backing_location);
   free (disk->file_name);
   free (disk);
 }

@@ -16,6 +16,7 @@
 #include "error.h"
 #include "format.h"
 #include "image-file.h"
+#include "names.h"
 #include "overlay.h"
 
 struct disk_options {
@@ -30,6 +31,17 @@ struct disk_options {
    */
   bool check_image;
 
+  /* The backing file, instead of the one that the header names: a name,
+   * relative to the working folder, or "" for none; or NULL.  What the
+   * header says about its own is not about this.
+   */
+  const char *backing_name;
+
+  /* A format here goes before that of the header.  The chain is set by
+   * disk_open and by nobody else.
+   */
+  struct backing_options backing;
+
   /* See overlay_open. */
   void (*dirty) (void *opaque);
   void *opaque;
@@ -40,8 +52,8 @@ struct disk {
   struct header header;
   bool writable; /* the files are locked for writing */
 
-  char *image_path;   /* NULL: somebody else knows */
-  char *backing_path; /* NULL: none */
+  struct location image_location;   /* no name: somebody else knows */
+  struct location backing_location; /* no name: none */
 
   int metadata_fd;
   struct image_file metadata;

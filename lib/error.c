@@ -32,8 +32,7 @@ static const struct {
      ENAMETOOLONG),
   E (ADDCOW_E_NOT_REGULAR, "not a regular file", EINVAL),
   E (ADDCOW_E_NOT_DISK, "neither a regular file nor a block device", EINVAL),
-  E (ADDCOW_E_URI,
-     "is a URI, only local raw files and block devices can be used", ENOTSUP),
+  E (ADDCOW_E_URI, "is a URI, a local file is needed here", ENOTSUP),
   E (ADDCOW_E_IMAGE_SHORT, "image file is shorter than the virtual disk",
      EINVAL),
   E (ADDCOW_E_IMAGE_IS_METADATA,
@@ -43,10 +42,14 @@ static const struct {
   E (ADDCOW_E_BACKING_IS_IMAGE, "backing file and image file are the same file",
      EINVAL),
   E (ADDCOW_E_FOREIGN_FORMAT,
-     "backing file begins like a disk image of another format and is not "
-     "read as raw, convert it first (qemu-img convert -O raw)",
+     "begins like a disk image of another format and is not "
+     "read as raw unless told to",
      EINVAL),
   E (ADDCOW_E_IN_USE, "in use by another process", EBUSY),
+  E (ADDCOW_E_OUTSIDE, "is not under the folder that names are confined to",
+     EACCES),
+  E (ADDCOW_E_CHAIN_LOOP, "is a backing file of itself", ELOOP),
+  E (ADDCOW_E_CHAIN_LONG, "has too many backing files in a row", ELOOP),
 #undef E
 };
 
@@ -79,20 +82,35 @@ addcow_errno (int err)
 }
 
 int
-failure_set (struct failure *f, const char *file_name, int err)
+failure_set_detail (struct failure *f, const char *file_name, int err,
+                    const char *detail)
 {
-  char *copy = strdup (file_name);
+  char *name_copy = strdup (file_name);
+  char *detail_copy = detail ? strdup (detail) : NULL;
 
-  free (f->file_name);
-  f->file_name = copy;
+  failure_clear (f);
+  f->file_name = name_copy;
+  f->detail = detail_copy;
   f->err = err;
   return err;
+}
+
+int
+failure_set (struct failure *f, const char *file_name, int err)
+{
+  return failure_set_detail (f, file_name, err, NULL);
+}
+
+const char *
+failure_text (const struct failure *f)
+{
+  return f->detail ? f->detail : addcow_strerror (f->err);
 }
 
 void
 failure_clear (struct failure *f)
 {
   free (f->file_name);
-  f->file_name = NULL;
-  f->err = 0;
+  free (f->detail);
+  *f = (struct failure){ .err = 0 };
 }

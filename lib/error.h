@@ -29,20 +29,32 @@ enum addcow_error {
   ADDCOW_E_BACKING_IS_IMAGE,
   ADDCOW_E_FOREIGN_FORMAT, /* raw backing with a format's magic */
   ADDCOW_E_IN_USE,         /* locked by another process */
+  ADDCOW_E_OUTSIDE,        /* a name leads out of where it is confined to */
+  ADDCOW_E_CHAIN_LOOP,     /* a backing file that is its own */
+  ADDCOW_E_CHAIN_LONG,     /* more backing files than there may be */
 };
 
 /* An error and the file it happened to, for the caller to word.
- * file_name is owned by the failure: release it with failure_clear.
+ * The strings are owned by the failure: release it with failure_clear.
  */
 struct failure {
   int err;
-  char *file_name; /* may be NULL, when memory is short */
+  char *file_name;    /* may be NULL, when memory is short */
+  char *detail;       /* more than ERR tells, instead of it; or NULL */
+  const char *format; /* with ADDCOW_E_FOREIGN_FORMAT: which, static */
 };
 
 /* Fill *F.  A copy of FILE_NAME is taken.  Returns ERR, so that
  * "return failure_set (f, name, err)" is the way out of a function.
  */
 int failure_set (struct failure *f, const char *file_name, int err);
+
+/* The same with a DETAIL, of which a copy is taken. */
+int failure_set_detail (struct failure *f, const char *file_name, int err,
+                        const char *detail);
+
+/* What failed, in words that fit after "FILE: ". */
+const char *failure_text (const struct failure *f);
 
 /* Free what *F owns and make it empty.  Also for an empty one. */
 void failure_clear (struct failure *f);

@@ -36,4 +36,35 @@ int name_resolve (const char *folder, const char *name, char **path);
 /* The last component of PATH; points into PATH. */
 const char *name_basename (const char *path);
 
+/* Where what a name means is. */
+struct location {
+  char *name; /* a URI, or the path of a local file: for messages */
+  char *path; /* by which the file is opened; NULL for a URI */
+  int fd;     /* if confined, keeps it the file that was found; else -1 */
+};
+
+#define LOCATION_NONE \
+  { \
+    .fd = -1 \
+  }
+
+/* Where NAME, which is not empty, in a metadata file in FOLDER is.
+ *
+ * CONFINE, unless NULL, is a folder under which local files must lie, when
+ * all links to them are followed; URIs are refused then.  Such a file must
+ * exist, and stays the same one until the location is cleared, whatever
+ * happens to its name.
+ *
+ * On success *LOCATION is cleared by the caller.  May block.  Returns 0,
+ * ENOMEM, and if confined, ADDCOW_E_OUTSIDE or another errno.
+ */
+int location_find (struct location *location, const char *folder,
+                   const char *name, const char *confine);
+
+/* The location of a local file at PATH, or of a URI, as it stands. */
+int location_set (struct location *location, const char *name);
+
+/* Free what *LOCATION owns; also of LOCATION_NONE. */
+void location_clear (struct location *location);
+
 #endif /* ADDCOW_NAMES_H */

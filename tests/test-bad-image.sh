@@ -70,7 +70,7 @@ install -m 000 vm.raw unreadable
 image "Permission denied" unreadable as_nobody
 chmod 600 unreadable
 
-uri="is a URI, only local raw files and block devices can be used"
+uri="is a URI, a local file is needed here"
 for name in nbd://localhost nbd+unix:///?socket=x a:b.raw json:{} \
             FILE:vm.raw z.9+-:x; do
     metadata x.add-cow size=$size backing=base.img image="$name"
@@ -206,18 +206,18 @@ backing "Permission denied" unreadable as_nobody
 chmod 600 unreadable
 
 # Disk images of another kind are not read as raw.
-foreign="begins like a disk image of another format"
+foreign="begins like a disk image"
 while read -r name offset magic; do
     metadata x.add-cow size=$size backing=other.img image=vm.raw
 
     random_file other.img 4096
     printf '%b' "$magic" |
         dd of=other.img bs=1 seek="$offset" conv=notrunc status=none
-    backing "backing file $foreign" other.img
+    backing "$foreign" other.img
     # No longer than the magic.
     truncate -s $((offset + $(printf '%b' "$magic" | wc -c))) other.img
     metadata x.add-cow size=$size backing=other.img image=vm.raw
-    refused "other.img: backing file $foreign" serve file addcow=x.add-cow
+    refused "other.img: $foreign" serve file addcow=x.add-cow
     # One byte of it missing; somewhere else; not quite it.
     truncate -s -1 other.img
     serve file addcow=x.add-cow
@@ -253,12 +253,12 @@ TABLE
 if type -P qemu-img; then
     for format in qcow qcow2 qed vmdk vhdx vpc vdi parallels; do
         qemu-img create -q -f $format other.img 1M
-        backing "backing file $foreign" other.img
+        backing "$foreign" other.img
     done
     qemu-img create -q -f vmdk -o subformat=monolithicFlat other.img 1M
-    backing "backing file $foreign" other.img
+    backing "$foreign" other.img
 fi
-backing "backing file $foreign" vm.add-cow
+backing "$foreign" vm.add-cow
 
 ### What cannot be written.
 

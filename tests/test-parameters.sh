@@ -25,7 +25,7 @@ fails_in_time "the parameter addcow=FILE is required" serve file
 fails_in_time "the parameter addcow=FILE is required" serve file vm.raw
 fails_in_time "the parameter addcow=FILE is required" \
     serve file addcow-commit-interval=1
-fails_in_time "addcow= needs the name of a metadata file" serve file addcow=
+fails_in_time "addcow= needs a value" serve file addcow=
 fails_in_time "addcow= was given more than once" \
     serve file addcow=vm.add-cow addcow=vm.add-cow
 for name in addcow-foo addcow- addcow-commit addcow-commit-intervals \

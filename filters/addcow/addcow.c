@@ -29,6 +29,9 @@
 static const char *metadata_file;
 static const char *file_parameter; /* file=, which is the plugin's */
 static const char *dir_parameter;  /* the name of dir=, so is this */
+static const char *backing_name;   /* "" for none */
+static const char *backing_format;
+static const char *confine;
 static unsigned commit_interval = 5;
 
 /* What the parameters made: the one disk that is served. */
@@ -51,8 +54,14 @@ report_failure (const struct failure *f)
 
   if (f->err == ADDCOW_E_IN_USE)
     nbdkit_error ("%s is in use by another process", name);
+  else if (f->err == ADDCOW_E_FOREIGN_FORMAT)
+    nbdkit_error ("%s: begins like a disk image of the format %s, and is "
+                  "read as raw only when told to: give "
+                  "addcow-backing-format=%s, or addcow-backing-format=raw "
+                  "to insist",
+                  name, f->format, f->format);
   else
-    nbdkit_error ("%s: %s", name, addcow_strerror (f->err));
+    nbdkit_error ("%s: %s", name, failure_text (f));
 }
 
 /* Say what failed, unless the next layer has said it. */
@@ -63,8 +72,8 @@ report_fault (const struct fault *fault)
   case FAULT_IMAGE:
     break;
   case FAULT_BACKING:
-    nbdkit_error ("%s: reading the backing file: %s", disk->backing_path,
-                  addcow_strerror (fault->err));
+    nbdkit_error ("%s: reading the backing file: %s",
+                  disk->backing_location.name, addcow_strerror (fault->err));
     break;
   case FAULT_METADATA:
     nbdkit_error ("%s: metadata file: %s", disk->file_name,
@@ -74,6 +83,13 @@ report_fault (const struct fault *fault)
     nbdkit_error ("%s: %s", disk->file_name, addcow_strerror (fault->err));
     break;
   }
+}
+
+/* What happened to a backing file, and to no request. */
+static void
+log_backing (void *opaque UNUSED, const char *name, const char *text)
+{
+  nbdkit_error ("%s: %s", name, text);
 }
 
 static void
@@ -112,6 +128,32 @@ is_dir_parameter (const char *key)
          strcmp (key, "dirfd") == 0;
 }
 
+/* Keep the VALUE of KEY, which may be given once and not be empty. */
+static int
+set_once (const char **where, const char *key, const char *value)
+{
+  if (*where) {
+    nbdkit_error ("%s= was given more than once", key);
+    return -1;
+  }
+  if (value[0] == '\0') {
+    nbdkit_error ("%s= needs a value", key);
+    return -1;
+  }
+  *where = value;
+  return 0;
+}
+
+static int
+set_backing (const char *key, const char *value)
+{
+  if (set_once (&backing_name, key, value) == -1)
+    return -1;
+  if (strcmp (value, "none") == 0)
+    backing_name = "";
+  return 0;
+}
+
 static int
 addcow_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
                const char *key, const char *value)
@@ -119,18 +161,14 @@ addcow_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
   next_config = next;
   next_config_data = nxdata;
 
-  if (strcmp (key, "addcow") == 0) {
-    if (metadata_file) {
-      nbdkit_error ("addcow= was given more than once");
-      return -1;
-    }
-    if (value[0] == '\0') {
-      nbdkit_error ("addcow= needs the name of a metadata file");
-      return -1;
-    }
-    metadata_file = value;
-    return 0;
-  }
+  if (strcmp (key, "addcow") == 0)
+    return set_once (&metadata_file, key, value);
+  if (strcmp (key, "addcow-backing") == 0)
+    return set_backing (key, value);
+  if (strcmp (key, "addcow-backing-format") == 0)
+    return set_once (&backing_format, key, value);
+  if (strcmp (key, "addcow-confine") == 0)
+    return set_once (&confine, key, value);
   if (strcmp (key, "addcow-commit-interval") == 0)
     return nbdkit_parse_unsigned (key, value, &commit_interval);
   if (strncmp (key, "addcow-", strlen ("addcow-")) == 0) {
@@ -146,8 +184,14 @@ addcow_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
 
 #define addcow_config_help \
   "addcow=<FILE>           (required) The add-cow metadata file.\n" \
+  "addcow-backing=<NAME>   Read unallocated sectors from here instead of\n" \
+  "                        from where the metadata file says; none: they\n" \
+  "                        are zeroes.\n" \
+  "addcow-backing-format=<F>  What the backing file is: raw.\n" \
   "addcow-commit-interval=<SECONDS>  Make new allocations durable so\n" \
-  "                        often without a flush (default 5, 0: never)."
+  "                        often without a flush (default 5, 0: never).\n" \
+  "addcow-confine=<FOLDER> Files that are named in metadata files must lie\n" \
+  "                        under it."
 
 static int
 open_disk (void)
@@ -166,6 +210,13 @@ open_disk (void)
     .read_only = args.read_only,
     .image_path = file_parameter,
     .check_image = args.file_plugin_is_next,
+    .backing_name = backing_name,
+    .backing = {
+      .format = backing_format,
+      .timeout_seconds = BACKING_TIMEOUT_SECONDS,
+      .confine = confine,
+      .log = log_backing,
+    },
     .dirty = committer_dirty,
     .opaque = &committer,
   };
@@ -192,8 +243,8 @@ addcow_config_complete (nbdkit_next_config_complete *next,
   committer.ov = disk->overlay;
   committer.report = report_commit_fault;
 
-  if (file_parameter == NULL && disk->image_path &&
-      next_config (next_config_data, "file", disk->image_path) == -1)
+  if (file_parameter == NULL && disk->image_location.path &&
+      next_config (next_config_data, "file", disk->image_location.path) == -1)
     return -1;
   return next (nxdata);
 }
@@ -270,7 +321,8 @@ check_next (nbdkit_next *next, const struct image_next *image)
   if ((uint64_t) image->size_bytes < overlay_size_bytes (disk->overlay)) {
     nbdkit_error ("%s: the image is %" PRId64 " bytes long, shorter than "
                   "the virtual disk of %" PRIu64 " bytes",
-                  disk->image_path ? disk->image_path : disk->file_name,
+                  disk->image_location.name ? disk->image_location.name
+                                            : disk->file_name,
                   image->size_bytes, overlay_size_bytes (disk->overlay));
     return -1;
   }

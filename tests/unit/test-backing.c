@@ -12,6 +12,7 @@
 
 #include "backing.h"
 #include "error.h"
+#include "names.h"
 #include "scratch.h"
 #include "sim-image.h"
 #include "common.h"
@@ -162,6 +163,31 @@ static const struct {
 };
 #define NR_MAGICS (sizeof magics / sizeof magics[0])
 
+/* Open what is at PATH, of FORMAT or of NULL. */
+static int
+open_as (const char *path, const char *format, struct backing **backing)
+{
+  const struct backing_options options = {
+    .format = format,
+    .timeout_seconds = 1,
+  };
+  CLEANUP_FAILURE struct failure failure = { 0 };
+  struct location location;
+  int r;
+
+  CHECK_EQ (location_set (&location, path), 0);
+  r = backing_open (backing, &location, &options, &failure);
+  if (r) {
+    CHECK_EQ (failure.err, r);
+    CHECK_STR (failure.file_name, path);
+    CHECK (failure_text (&failure) != NULL);
+  }
+  if (r == ADDCOW_E_FOREIGN_FORMAT)
+    CHECK (failure.format != NULL);
+  location_clear (&location);
+  return r;
+}
+
 static void
 test_magic (const char *path)
 {
@@ -179,9 +205,11 @@ test_magic (const char *path)
     CHECK (backing_magic (buf, end - 1) == NULL);
     CHECK (backing_magic (buf, 0) == NULL);
     scratch_file (path, buf, sizeof buf);
-    CHECK_EQ (backing_file_open (path, &backing), ADDCOW_E_FOREIGN_FORMAT);
+    CHECK_EQ (open_as (path, NULL, &backing), ADDCOW_E_FOREIGN_FORMAT);
     scratch_file (path, buf, end);
-    CHECK_EQ (backing_file_open (path, &backing), ADDCOW_E_FOREIGN_FORMAT);
+    CHECK_EQ (open_as (path, NULL, &backing), ADDCOW_E_FOREIGN_FORMAT);
+    CHECK_EQ (open_as (path, "raw", &backing), 0); /* who insists */
+    backing_close (backing);
 
     for (j = magics[i].offset; j < end; j++) {
       buf[j] ^= 0x80;
@@ -192,7 +220,7 @@ test_magic (const char *path)
     buf[0] = 0;
     CHECK (backing_magic (buf, sizeof buf) == NULL);
     scratch_file (path, buf, sizeof buf);
-    CHECK_EQ (backing_file_open (path, &backing), 0);
+    CHECK_EQ (open_as (path, NULL, &backing), 0);
     backing_close (backing);
   }
 }
@@ -217,9 +245,9 @@ test_file (const char *folder, const char *path)
 
   memset (bytes, 'b', sizeof bytes);
   scratch_file (path, bytes, sizeof bytes);
-  CHECK_EQ (backing_file_open (path, &backing), 0);
+  CHECK_EQ (open_as (path, NULL, &backing), 0);
   CHECK_EQ (backing->size_bytes, ODD);
-  CHECK_EQ (backing_file_open (path, &again), 0); /* shared */
+  CHECK_EQ (open_as (path, NULL, &again), 0); /* shared */
   CHECK_EQ (backing_read (backing, buf, sizeof buf, 0), 0);
   CHECK (memcmp (buf, bytes, ODD) == 0);
   for (i = ODD; i < sizeof buf; i++)
@@ -240,21 +268,21 @@ test_file (const char *folder, const char *path)
   /* Somebody writes to it. */
   fd = scratch_open (path);
   CHECK_EQ (fcntl (fd, F_OFD_SETLK, &fl), 0);
-  CHECK_EQ (backing_file_open (path, &backing), ADDCOW_E_IN_USE);
+  CHECK_EQ (open_as (path, NULL, &backing), ADDCOW_E_IN_USE);
   close (fd);
-  CHECK_EQ (backing_file_open (path, &backing), 0);
+  CHECK_EQ (open_as (path, NULL, &backing), 0);
   backing_close (backing);
 
   /* An empty one is fine; what is no disk is not. */
   scratch_file (path, "", 0);
-  CHECK_EQ (backing_file_open (path, &backing), 0);
+  CHECK_EQ (open_as (path, NULL, &backing), 0);
   CHECK_EQ (backing->size_bytes, 0);
   CHECK_EQ (backing_read (backing, buf, 512, 0), 0);
   backing_close (backing);
   CHECK_EQ (mkfifo (fifo, 0600), 0);
-  CHECK_EQ (backing_file_open (fifo, &backing), ADDCOW_E_NOT_DISK);
-  CHECK_EQ (backing_file_open (folder, &backing), ADDCOW_E_NOT_DISK);
-  CHECK_EQ (backing_file_open (missing, &backing), ENOENT);
+  CHECK_EQ (open_as (fifo, NULL, &backing), ADDCOW_E_NOT_DISK);
+  CHECK_EQ (open_as (folder, NULL, &backing), ADDCOW_E_NOT_DISK);
+  CHECK_EQ (open_as (missing, NULL, &backing), ENOENT);
   free (missing);
   free (fifo);
 }
