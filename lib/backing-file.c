@@ -66,7 +66,7 @@ static const struct backing_ops backing_file_ops = {
 
 int
 backing_file_open (struct backing **backing, const struct location *location,
-                   const struct backing_options *options UNUSED,
+                   const struct backing_options *options,
                    struct failure *failure)
 {
   CLEANUP_CLOSE int fd = -1;
@@ -74,8 +74,6 @@ backing_file_open (struct backing **backing, const struct location *location,
   uint64_t size_bytes;
   int r;
 
-  if (location->path == NULL)
-    return failure_set (failure, location->name, ADDCOW_E_URI);
   r = fd_open_disk (location->path, &fd, &size_bytes);
   if (r == 0)
     r = lock_qemu (fd, false);
@@ -90,6 +88,11 @@ backing_file_open (struct backing **backing, const struct location *location,
     .fd = fd,
   };
   fd = -1;
+  r = backing_check_raw (&file->backing, location->name, options, failure);
+  if (r) {
+    backing_close (&file->backing);
+    return r;
+  }
   *backing = &file->backing;
   return 0;
 }

@@ -2,12 +2,13 @@
  *
  * The kinds of backing files, for backing_open, which chooses.
  *
- * Each opens what is at LOCATION as backing_open does, but does not look
- * at what a raw one begins with.
+ * Each opens what is at LOCATION as backing_open does.
  */
 
 #ifndef ADDCOW_BACKING_KINDS_H
 #define ADDCOW_BACKING_KINDS_H
+
+#include <stdbool.h>
 
 #include "backing.h"
 #include "error.h"
@@ -18,9 +19,22 @@ typedef int backing_open_fn (struct backing **backing,
                              const struct backing_options *options,
                              struct failure *failure);
 
+/* For those whose bytes are the disk's: if nobody said that they are, is
+ * that what BACKING begins like?  NAME is for messages.  Reads, and may
+ * block as reading does.
+ */
+int backing_check_raw (struct backing *backing, const char *name,
+                       const struct backing_options *options,
+                       struct failure *failure);
+
 /* A local regular file or block device, raw.  QEMU's locks (see lock.h)
  * are held on it so that nobody there writes to it meanwhile.
  */
 backing_open_fn backing_file_open;
+
+/* What an NBD server has, raw: a URI for which backing_nbd_takes says yes.
+ */
+backing_open_fn backing_nbd_open;
+bool backing_nbd_takes (const char *name);
 
 #endif /* ADDCOW_BACKING_KINDS_H */

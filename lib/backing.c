@@ -90,23 +90,24 @@ backing_magic (const void *buf, size_t count)
   return NULL;
 }
 
-/* Nobody said that BACKING is raw: is it? */
-static int
-refuse_foreign_format (struct backing *backing, const char *name,
-                       struct failure *failure)
+int
+backing_check_raw (struct backing *backing, const char *name,
+                   const struct backing_options *options,
+                   struct failure *failure)
 {
   uint8_t buf[BACKING_MAGIC_BYTES];
   const size_t n = MIN (backing->size_bytes, sizeof buf);
-  const char *format;
-  int r = backing_read (backing, buf, n, 0);
+  int r;
 
+  if (options->format)
+    return 0;
+  r = backing_read (backing, buf, n, 0);
   if (r)
     return failure_set (failure, name, r);
-  format = backing_magic (buf, n);
-  if (format == NULL)
+  if (backing_magic (buf, n) == NULL)
     return 0;
   failure_set (failure, name, ADDCOW_E_FOREIGN_FORMAT);
-  failure->format = format;
+  failure->format = backing_magic (buf, n);
   return failure->err;
 }
 
@@ -121,28 +122,19 @@ kind (const struct location *location, const char *format)
 {
   if (location->path && is_raw (format))
     return backing_file_open;
+  if (is_raw (format) && backing_nbd_takes (location->name))
+    return backing_nbd_open;
   return NULL;
 }
 
 int
-backing_open (struct backing **ret, const struct location *location,
+backing_open (struct backing **backing, const struct location *location,
               const struct backing_options *options, struct failure *failure)
 {
   backing_open_fn *open_kind = kind (location, options->format);
-  struct backing *backing;
-  int r;
 
-  if (open_kind == NULL)
-    return failure_set (failure, location->name,
-                        location->path ? ENOTSUP : ADDCOW_E_URI);
-  r = open_kind (&backing, location, options, failure);
-  if (r == 0 && options->format == NULL) {
-    r = refuse_foreign_format (backing, location->name, failure);
-    if (r)
-      backing_close (backing);
-  }
-  if (r)
-    return r;
-  *ret = backing;
-  return 0;
+  if (open_kind)
+    return open_kind (backing, location, options, failure);
+  return failure_set (failure, location->name,
+                      location->path ? ENOTSUP : ADDCOW_E_URI);
 }

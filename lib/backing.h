@@ -88,11 +88,12 @@ struct backing_options {
 /* Open what is at LOCATION, read-only, by what it is:
  *
  *   a local file or block device that is raw   backing-file.c
+ *   a raw disk that an NBD server has           backing-nbd.c
  *
  * On success *BACKING is closed by the caller.  On failure the error number
  * is returned and *FAILURE says the rest.  Blocks, but not on a FIFO, and
- * not on a server for longer than the timeout.  May be called before the
- * process forks and goes on in its child: no threads are started.
+ * not on a server for longer than the timeout.  No thread is left running:
+ * the process may fork, and go on in its child, before the first request.
  */
 struct location;
 struct failure;

@@ -74,15 +74,11 @@ uri="is a URI, a local file is needed here"
 for name in nbd://localhost nbd+unix:///?socket=x a:b.raw json:{} \
             FILE:vm.raw z.9+-:x; do
     metadata x.add-cow size=$size backing=base.img image="$name"
-    metadata y.add-cow size=$size backing="$name" image=vm.raw
     keep
     fails_in_time "$name: $uri" serve file addcow=x.add-cow
-    fails_in_time "$name: $uri" serve file addcow=y.add-cow
-    fails_in_time "$name: $uri" serve memory $size addcow=y.add-cow
-    fails_in_time "$name: $uri" addcow-img create -b "$name" z.add-cow $size
     fails_in_time "$name: $uri" addcow-img create -i "$name" z.add-cow $size
     kept
-    rm x.add-cow y.add-cow
+    rm x.add-cow
 done
 metadata x.add-cow size=$size backing=file:base.img image=file:vm.raw
 serve file addcow=x.add-cow

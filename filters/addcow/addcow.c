@@ -25,6 +25,8 @@
 #include "image-next.h"
 #include "server-args.h"
 
+#define MAX_TIMEOUT_SECONDS 86400
+
 /* The parameters. */
 static const char *metadata_file;
 static const char *file_parameter; /* file=, which is the plugin's */
@@ -32,6 +34,7 @@ static const char *dir_parameter;  /* the name of dir=, so is this */
 static const char *backing_name;   /* "" for none */
 static const char *backing_format;
 static const char *confine;
+static unsigned backing_timeout = BACKING_TIMEOUT_SECONDS;
 static unsigned commit_interval = 5;
 
 /* What the parameters made: the one disk that is served. */
@@ -155,6 +158,17 @@ set_backing (const char *key, const char *value)
 }
 
 static int
+set_timeout (const char *key, const char *value)
+{
+  if (nbdkit_parse_unsigned (key, value, &backing_timeout) == -1)
+    return -1;
+  if (backing_timeout >= 1 && backing_timeout <= MAX_TIMEOUT_SECONDS)
+    return 0;
+  nbdkit_error ("%s= must be from 1 to %d", key, MAX_TIMEOUT_SECONDS);
+  return -1;
+}
+
+static int
 addcow_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
                const char *key, const char *value)
 {
@@ -167,6 +181,8 @@ addcow_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
     return set_backing (key, value);
   if (strcmp (key, "addcow-backing-format") == 0)
     return set_once (&backing_format, key, value);
+  if (strcmp (key, "addcow-backing-timeout") == 0)
+    return set_timeout (key, value);
   if (strcmp (key, "addcow-confine") == 0)
     return set_once (&confine, key, value);
   if (strcmp (key, "addcow-commit-interval") == 0)
@@ -188,6 +204,8 @@ addcow_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
   "                        from where the metadata file says; none: they\n" \
   "                        are zeroes.\n" \
   "addcow-backing-format=<F>  What the backing file is: raw.\n" \
+  "addcow-backing-timeout=<SECONDS>  How long to wait for an NBD server\n" \
+  "                        that was lost (default 30).\n" \
   "addcow-commit-interval=<SECONDS>  Make new allocations durable so\n" \
   "                        often without a flush (default 5, 0: never).\n" \
   "addcow-confine=<FOLDER> Files that are named in metadata files must lie\n" \
@@ -213,7 +231,7 @@ open_disk (void)
     .backing_name = backing_name,
     .backing = {
       .format = backing_format,
-      .timeout_seconds = BACKING_TIMEOUT_SECONDS,
+      .timeout_seconds = backing_timeout,
       .confine = confine,
       .log = log_backing,
     },
