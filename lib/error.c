@@ -50,6 +50,9 @@ static const struct {
      EACCES),
   E (ADDCOW_E_CHAIN_LOOP, "is a backing file of itself", ELOOP),
   E (ADDCOW_E_CHAIN_LONG, "has too many backing files in a row", ELOOP),
+  E (ADDCOW_E_HINTS_LONG,
+     "name is so long that the header has no room for hints behind it",
+     ENAMETOOLONG),
 #undef E
 };
 

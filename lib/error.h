@@ -32,6 +32,7 @@ enum addcow_error {
   ADDCOW_E_OUTSIDE,        /* a name leads out of where it is confined to */
   ADDCOW_E_CHAIN_LOOP,     /* a backing file that is its own */
   ADDCOW_E_CHAIN_LONG,     /* more backing files than there may be */
+  ADDCOW_E_HINTS_LONG,     /* hints do not fit into the header */
 };
 
 /* An error and the file it happened to, for the caller to word.

@@ -21,9 +21,32 @@
  * Bits past the last sector and bytes past the bitmap mean nothing.  A
  * file shorter than header and bitmap is truncated.
  *
+ * What follows the NUL of image_file is written as zeroes and is never
+ * read.  What follows that of backing_file, unless the name is empty, may
+ * be hints about the backing file: strings KEY=VALUE, each ended by a NUL,
+ * the last one followed by an empty string.
+ *
+ *   format=FORMAT   what its bytes are: "raw", "add-cow", or the name that
+ *                   QEMU has for a format; 1 to 31 of A-Z a-z 0-9 _ -
+ *   size=BYTES      its length when the overlay was made on it, decimal,
+ *                   less than 2^63
+ *   mtime=NS        when it had been modified then, in ns since 1970,
+ *                   decimal, perhaps with a "-" before it, from -2^63 to
+ *                   2^63 - 1
+ *
+ * Of a local file, whatever its format, size is that of the file and not
+ * of the disk in it; of a block device its length, without mtime; of a URI
+ * the length of the disk, without mtime.
+ *
+ * No hint makes a file unreadable.  The strings are read up to the first
+ * empty one or the end of the field; what has no NUL before that end is
+ * no string.  A string with another key, or a value that is not as above,
+ * is skipped.  Of those that are left, the first with a key counts.
+ *
  * The format was proposed for QEMU in 2011 ("add-cow", Dong Xu Wang);
- * files made by that driver are read, and ours are byte for byte what it
- * would have made.
+ * files made by that driver are read, and ours, if they have no hints, are
+ * byte for byte what it would have made.  It wrote zeroes where hints are
+ * and did not read them.
  *
  * Nothing here does I/O, takes a lock or keeps state.
  */
@@ -31,6 +54,7 @@
 #ifndef ADDCOW_FORMAT_H
 #define ADDCOW_FORMAT_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define FORMAT_SECTOR_BYTES 512
@@ -42,7 +66,7 @@
 #define FORMAT_MAGIC_BYTES 8
 
 struct header {
-  char backing_file[FORMAT_NAME_BYTES];
+  char backing_file[FORMAT_NAME_BYTES]; /* and its hints */
   char image_file[FORMAT_NAME_BYTES];
   uint64_t size_bytes;
 };
@@ -56,16 +80,39 @@ struct header {
 int format_decode (const uint8_t buf[FORMAT_HEADER_BYTES],
                    struct header *header);
 
-/* Write *HEADER, which must be valid, into BUF.  What follows the NUL
- * of a name becomes zero.
+/* Write *HEADER, which must be valid, into BUF.  What follows the NUL of
+ * backing_file is kept, be it known hints or not; what follows that of
+ * image_file becomes zero.
  */
 void format_encode (const struct header *header,
                     uint8_t buf[FORMAT_HEADER_BYTES]);
 
-/* Copy NAME into FIELD, backing_file or image_file of a header.
- * Returns 0, or ADDCOW_E_NAME_LONG when it does not fit with its NUL.
+/* Copy NAME into FIELD, backing_file or image_file of a header, and make
+ * the rest of it zero: there are no hints then.  Returns 0, or
+ * ADDCOW_E_NAME_LONG when it does not fit with its NUL.
  */
 int format_set_name (char field[FORMAT_NAME_BYTES], const char *name);
+
+/* What a header says about its backing file besides the name. */
+#define FORMAT_HINT_BYTES 32 /* of a format, with the NUL */
+struct hints {
+  char format[FORMAT_HINT_BYTES]; /* empty: no hint */
+  bool has_size, has_mtime;
+  uint64_t size_bytes;
+  int64_t mtime_ns; /* since 1970 */
+};
+
+/* Read the hints of *HEADER, which must be valid, into *HINTS. */
+void format_get_hints (const struct header *header, struct hints *hints);
+
+/* Write *HINTS behind the name of the backing file in *HEADER, which is
+ * not empty, in place of all that is there.  Returns 0, or
+ * ADDCOW_E_HINTS_LONG when they do not fit; *HEADER is as it was then.
+ */
+int format_set_hints (struct header *header, const struct hints *hints);
+
+/* Can TEXT be the format in a hint? */
+bool format_is_hint (const char *text);
 
 /* Is SIZE_BYTES a size that a disk may have?  Returns 0,
  * ADDCOW_E_SIZE_LARGE or ADDCOW_E_SIZE_SECTORS.

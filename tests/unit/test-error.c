@@ -11,7 +11,7 @@
 #include "error.h"
 
 #define FIRST ADDCOW_E_MAGIC
-#define LAST ADDCOW_E_IN_USE
+#define LAST ADDCOW_E_HINTS_LONG
 
 static bool
 is_known (int err)
@@ -55,6 +55,7 @@ test_errnos (void)
     { ADDCOW_E_TRUNCATED, EINVAL },
     { ADDCOW_E_NAME_LONG, ENAMETOOLONG },
     { ADDCOW_E_IN_USE, EBUSY },
+    { ADDCOW_E_HINTS_LONG, ENAMETOOLONG },
     { 0, 0 },
     { ENOSPC, ENOSPC },
     { EIO, EIO },

@@ -7,6 +7,7 @@
 #include <config.h>
 
 #include "check.h"
+#include "common.h"
 #include "error.h"
 #include "format.h"
 
@@ -56,15 +57,22 @@ test_encode_is_byte_exact (void)
 
   make_valid (want);
   memset (&header, 'x', sizeof header); /* behind the NULs */
-  strcpy (header.backing_file, "base.img");
+  CHECK_EQ (format_set_name (header.backing_file, "base.img"), 0);
   strcpy (header.image_file, "vm.raw");
   header.size_bytes = VALID_SIZE;
   memset (got, 0xee, sizeof got);
   format_encode (&header, got);
   CHECK (memcmp (got, want, sizeof got) == 0);
 
+  /* What is behind the name of the backing file is kept. */
+  memset (header.backing_file + 9, 'h', 1024 - 9);
+  memset (want + BACKING_AT + 9, 'h', 1024 - 9);
+  format_encode (&header, got);
+  CHECK (memcmp (got, want, sizeof got) == 0);
+
   /* No backing file, no image, no size. */
-  header.backing_file[0] = header.image_file[0] = '\0';
+  CHECK_EQ (format_set_name (header.backing_file, ""), 0);
+  header.image_file[0] = '\0';
   header.size_bytes = 0;
   memset (want + 12, 0, sizeof want - 12);
   format_encode (&header, got);
@@ -250,6 +258,268 @@ test_set_name (void)
   CHECK_STR (field, name);
 }
 
+/*--- Hints. -----------------------------------------------------------*/
+
+/* A header with COUNT BYTES behind the name, and behind those the byte
+ * FILL.
+ */
+static struct header
+with_area (const char *name, const char *bytes, size_t count, int fill)
+{
+  struct header header = { .size_bytes = 0 };
+  const size_t at = strlen (name) + 1;
+
+  memset (header.backing_file, fill, sizeof header.backing_file);
+  memcpy (header.backing_file, name, at);
+  CHECK (at + count <= sizeof header.backing_file);
+  memcpy (header.backing_file + at, bytes, count);
+  return header;
+}
+
+/* NULL or -1: there is no such hint. */
+static void
+check_hints (const struct header *header, const char *format, int64_t size,
+             int64_t mtime)
+{
+  uint8_t buf[FORMAT_HEADER_BYTES];
+  struct header decoded;
+  struct hints hints;
+
+  /* As they are in a file. */
+  format_encode (header, buf);
+  CHECK_EQ (format_decode (buf, &decoded), 0);
+  CHECK_STR (decoded.backing_file, header->backing_file);
+  memset (&hints, 0xee, sizeof hints);
+  format_get_hints (&decoded, &hints);
+  CHECK_STR (hints.format, format ? format : "");
+  CHECK_EQ (hints.has_size, size != -1);
+  if (size != -1)
+    CHECK_EQ (hints.size_bytes, size);
+  CHECK_EQ (hints.has_mtime, mtime != -1);
+  if (mtime != -1)
+    CHECK_EQ (hints.mtime_ns, mtime);
+}
+
+static void
+test_get_hints (void)
+{
+#define BYTES(string) string, sizeof string - 1
+#define F31 "0123456789ABCDEFabcdef_-xyzXYZ0"
+  static const struct {
+    const char *bytes;
+    size_t count;
+    const char *format;
+    int64_t size, mtime;
+  } cases[] = {
+    /* As they should be. */
+    { BYTES (""), NULL, -1, -1 },
+    { BYTES ("format=raw\0size=65536\0mtime=1234567890123456789\0\0"), "raw",
+      65536, 1234567890123456789 },
+    { BYTES ("mtime=0\0size=0\0format=add-cow\0\0"), "add-cow", 0, 0 },
+    { BYTES ("format=" F31 "\0\0"), F31, -1, -1 },
+    { BYTES ("size=9223372036854775807\0mtime=-9223372036854775808\0\0"), NULL,
+      INT64_MAX, INT64_MIN },
+    { BYTES ("mtime=9223372036854775807\0\0"), NULL, -1, INT64_MAX },
+    { BYTES ("mtime=-2\0size=0077\0\0"), NULL, 77, -2 },
+    /* Other keys, and what is no key. */
+    { BYTES ("x=1\0format=raw\0uuid=\0size=1\0size\0=\0=2\0mtime=3\0\0"), "raw",
+      1, 3 },
+    { BYTES ("Format=raw\0SIZE=1\0mtimes=2\0 size=3\0xsize=4\0\0"), NULL, -1,
+      -1 },
+    { BYTES ("format\0size\0mtime\0format:raw\0\xff\xfe\x01\n\0size=5\0\0"),
+      NULL, 5, -1 },
+    /* Bad values, each before a good one of another key. */
+    { BYTES ("format=\0size=1\0\0"), NULL, 1, -1 },
+    { BYTES ("format=" F31 "x\0size=1\0\0"), NULL, 1, -1 },
+    { BYTES ("format=a/b\0size=1\0\0"), NULL, 1, -1 },
+    { BYTES ("format=a b\0size=1\0\0"), NULL, 1, -1 },
+    { BYTES ("format=raw\n\0size=1\0\0"), NULL, 1, -1 },
+    { BYTES ("format=r\xc3\xa4w\0size=1\0\0"), NULL, 1, -1 },
+    { BYTES ("format=raw,x=y\0size=1\0\0"), NULL, 1, -1 },
+    { BYTES ("size=\0mtime=\0format=raw\0\0"), "raw", -1, -1 },
+    { BYTES ("size=-1\0mtime=--1\0format=raw\0\0"), "raw", -1, -1 },
+    { BYTES ("size=-0\0mtime=-\0format=raw\0\0"), "raw", -1, -1 },
+    { BYTES ("size=+1\0mtime=+1\0format=raw\0\0"), "raw", -1, -1 },
+    { BYTES ("size= 1\0mtime= 1\0format=raw\0\0"), "raw", -1, -1 },
+    { BYTES ("size=1 \0mtime=-1 \0format=raw\0\0"), "raw", -1, -1 },
+    { BYTES ("size=1K\0mtime=1.5\0format=raw\0\0"), "raw", -1, -1 },
+    { BYTES ("size=0x10\0mtime=0x10\0format=raw\0\0"), "raw", -1, -1 },
+    { BYTES ("size=9223372036854775808\0mtime=9223372036854775808\0"
+             "format=raw\0\0"),
+      "raw", -1, -1 },
+    { BYTES ("size=18446744073709551617\0mtime=-9223372036854775809\0"
+             "format=raw\0\0"),
+      "raw", -1, -1 },
+    { BYTES ("size=99999999999999999999999999\0mtime=3\0\0"), NULL, -1, 3 },
+    /* The first good one with a key counts. */
+    { BYTES ("format=raw\0format=qcow2\0size=1\0size=2\0mtime=3\0mtime=4\0\0"),
+      "raw", 1, 3 },
+    { BYTES ("format=\0format=qcow2\0size=x\0size=2\0mtime=\0mtime=4\0\0"),
+      "qcow2", 2, 4 },
+    { BYTES ("size=0\0size=2\0mtime=0\0mtime=4\0\0"), NULL, 0, 0 },
+    /* Nothing behind the empty string. */
+    { BYTES ("\0format=raw\0size=1\0mtime=2\0\0"), NULL, -1, -1 },
+    { BYTES ("size=1\0\0format=raw\0mtime=2\0\0"), NULL, 1, -1 },
+  };
+  size_t i;
+
+  for (i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+    const struct header header = with_area ("base.img", cases[i].bytes,
+                                            cases[i].count, 0);
+
+    check_hints (&header, cases[i].format, cases[i].size, cases[i].mtime);
+  }
+}
+
+/* The end of the field is an end too. */
+static void
+test_hints_at_the_end (void)
+{
+  struct header header;
+  char name[FORMAT_NAME_BYTES];
+  size_t at;
+
+  /* Junk, with and without a NUL in it. */
+  header = with_area ("base.img", "", 0, 0xff);
+  check_hints (&header, NULL, -1, -1);
+  header = with_area ("base.img", BYTES ("size=1\0"), '7');
+  check_hints (&header, NULL, 1, -1);
+  header = with_area ("base.img", BYTES ("size=1\0mtime="), '7');
+  check_hints (&header, NULL, 1, -1);
+  header = with_area ("base.img", BYTES ("mtime=1\0format="), 'r');
+  check_hints (&header, NULL, -1, 1);
+
+  /* A string that just ends there, without an empty one; and one that does
+   * not, though it goes on well in the field behind.
+   */
+  memset (name, 'n', sizeof name);
+  for (at = FORMAT_NAME_BYTES - 15; at <= FORMAT_NAME_BYTES - 7; at++) {
+    const size_t room = FORMAT_NAME_BYTES - at;
+
+    name[at - 1] = '\0';
+    header = with_area (name, "size=12", MIN (room, 7), 0);
+    strcpy (header.image_file, "3");
+    check_hints (&header, NULL, room > 7 ? 12 : -1, -1);
+    name[at - 1] = 'n';
+  }
+
+  /* No room at all; no backing file. */
+  name[FORMAT_NAME_BYTES - 1] = '\0';
+  header = with_area (name, "", 0, 0);
+  strcpy (header.image_file, "size=1");
+  check_hints (&header, NULL, -1, -1);
+  header = with_area ("", BYTES ("format=raw\0size=1\0\0"), 0);
+  check_hints (&header, NULL, -1, -1);
+}
+
+/* Behind NAME are COUNT BYTES and then zeroes. */
+static void
+check_area (const struct header *header, const char *name, const char *bytes,
+            size_t count)
+{
+  const struct header want = with_area (name, bytes, count, 0);
+
+  CHECK (memcmp (header->backing_file, want.backing_file,
+                 sizeof want.backing_file) == 0);
+}
+
+static void
+test_set_hints (void)
+{
+  struct header header = with_area ("base.img", BYTES ("x=unknown\0"), 'j');
+  struct hints hints = {
+    .format = "qcow2",
+    .has_size = true,
+    .size_bytes = INT64_MAX,
+    .has_mtime = true,
+    .mtime_ns = INT64_MIN,
+  };
+
+  CHECK_EQ (format_set_hints (&header, &hints), 0);
+  check_area (&header, "base.img",
+              BYTES ("format=qcow2\0size=9223372036854775807\0"
+                     "mtime=-9223372036854775808\0\0"));
+  check_hints (&header, "qcow2", INT64_MAX, INT64_MIN);
+  strcpy (hints.format, F31);
+  hints.size_bytes = 0;
+  hints.mtime_ns = 1;
+  CHECK_EQ (format_set_hints (&header, &hints), 0);
+  check_area (&header, "base.img",
+              BYTES ("format=" F31 "\0size=0\0mtime=1\0\0"));
+  hints.has_mtime = false;
+  CHECK_EQ (format_set_hints (&header, &hints), 0);
+  check_area (&header, "base.img", BYTES ("format=" F31 "\0size=0\0\0"));
+  hints.has_size = false;
+  hints.has_mtime = true;
+  hints.format[0] = '\0';
+  CHECK_EQ (format_set_hints (&header, &hints), 0);
+  check_area (&header, "base.img", BYTES ("mtime=1\0\0"));
+  hints.has_mtime = false;
+  CHECK_EQ (format_set_hints (&header, &hints), 0);
+  check_area (&header, "base.img", BYTES (""));
+
+  /* Another name has none. */
+  strcpy (hints.format, "raw");
+  CHECK_EQ (format_set_hints (&header, &hints), 0);
+  CHECK_EQ (format_set_name (header.backing_file, "b"), 0);
+  check_area (&header, "b", BYTES (""));
+}
+
+static void
+test_hints_fit (void)
+{
+  const struct hints none = { .has_size = false };
+  const struct hints hints = {
+    .format = "raw",
+    .has_size = true,
+    .size_bytes = 65536,
+    .has_mtime = true,
+    .mtime_ns = 1,
+  };
+  const size_t count = sizeof "format=raw\0size=65536\0mtime=1\0";
+  char name[FORMAT_NAME_BYTES];
+  struct header header, before;
+
+  /* To the last byte, which is the NUL of the empty string. */
+  CHECK_EQ (count, 31);
+  memset (name, 'n', sizeof name);
+  name[1024 - 31 - 1] = '\0';
+  header = with_area (name, "", 0, 'j');
+  CHECK_EQ (format_set_hints (&header, &hints), 0);
+  check_area (&header, name, BYTES ("format=raw\0size=65536\0mtime=1\0\0"));
+  check_hints (&header, "raw", 65536, 1);
+
+  /* And one more. */
+  name[1024 - 31 - 1] = 'n';
+  name[1024 - 31] = '\0';
+  header = before = with_area (name, "", 0, 'j');
+  CHECK_EQ (format_set_hints (&header, &hints), ADDCOW_E_HINTS_LONG);
+  CHECK (memcmp (&header, &before, sizeof header) == 0);
+
+  /* No hints fit always. */
+  name[1024 - 31] = 'n';
+  name[1023] = '\0';
+  header = with_area (name, "", 0, 0);
+  CHECK_EQ (format_set_hints (&header, &none), 0);
+  check_area (&header, name, BYTES (""));
+  CHECK_EQ (format_set_hints (&header, &hints), ADDCOW_E_HINTS_LONG);
+  check_area (&header, name, BYTES (""));
+}
+
+static void
+test_is_hint (void)
+{
+  CHECK (format_is_hint ("r"));
+  CHECK (format_is_hint ("raw"));
+  CHECK (format_is_hint ("add-cow"));
+  CHECK (format_is_hint (F31));
+  CHECK (!format_is_hint (F31 "x"));
+  CHECK (!format_is_hint (""));
+  CHECK (!format_is_hint ("a=b"));
+  CHECK (!format_is_hint ("a.b"));
+  CHECK (!format_is_hint (" raw"));
+}
+
 static void
 test_lengths (void)
 {
@@ -284,6 +554,11 @@ main (void)
   test_errors ();
   test_sizes ();
   test_set_name ();
+  test_get_hints ();
+  test_hints_at_the_end ();
+  test_set_hints ();
+  test_hints_fit ();
+  test_is_hint ();
   test_lengths ();
   return 0;
 }
