@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * What there is to say about a backing file, and what has changed.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include "check.h"
+#include "common.h"
+#include "error.h"
+#include "hints.h"
+#include "names.h"
+#include "scratch.h"
+
+static char *path;
+
+static struct hints
+take (const char *name, uint64_t size_bytes)
+{
+  struct location location;
+  struct hints hints;
+
+  memset (&hints, 0xee, sizeof hints);
+  CHECK_EQ (location_set (&location, name), 0);
+  CHECK_EQ (hints_take (&hints, &location, size_bytes), 0);
+  location_clear (&location);
+  CHECK_STR (hints.format, "");
+  return hints;
+}
+
+static void
+set_mtime (int64_t seconds, long ns)
+{
+  const struct timespec times[2] = { { 0, UTIME_OMIT }, { seconds, ns } };
+
+  CHECK_EQ (utimensat (AT_FDCWD, path, times, 0), 0);
+}
+
+static void
+test_file (void)
+{
+  static const struct {
+    int64_t seconds;
+    long ns;
+    int64_t mtime_ns;
+  } cases[] = {
+    { 0, 0, 0 },
+    { 1, 2, 1000000002 },
+    { 1767323045, 999999999, 1767323045999999999 },
+    { -1, 999999999, -1 },
+    { -2, 0, -2000000000 },
+  };
+  struct hints hints;
+  size_t i;
+
+  /* Its own length and not the one that it is told. */
+  scratch_file (path, "abcdefg", 7);
+  for (i = 0; i < ARRAY_SIZE (cases); i++) {
+    set_mtime (cases[i].seconds, cases[i].ns);
+    hints = take (path, 99);
+    CHECK (hints.has_size && hints.has_mtime);
+    CHECK_EQ (hints.size_bytes, 7);
+    CHECK_EQ (hints.mtime_ns, cases[i].mtime_ns);
+  }
+}
+
+/* What no file system here may have. */
+static void
+test_stat (void)
+{
+  static const struct {
+    int64_t seconds;
+    long ns;
+    bool known;
+  } cases[] = {
+    { 9223372036, 854775807, true }, { 9223372036, 854775808, false },
+    { 9223372037, 0, false },        { INT64_MAX, 0, false },
+    { -9223372036, 0, true },        { INT64_MIN, 0, false },
+  };
+  struct stat st = { .st_mode = S_IFREG | 0600, .st_size = INT64_MAX };
+  struct hints hints;
+  size_t i;
+
+  for (i = 0; i < ARRAY_SIZE (cases); i++) {
+    st.st_mtim.tv_sec = cases[i].seconds;
+    st.st_mtim.tv_nsec = cases[i].ns;
+    memset (&hints, 0xee, sizeof hints);
+    hints_of_stat (&hints, &st);
+    CHECK (hints.has_size);
+    CHECK_EQ (hints.size_bytes, INT64_MAX);
+    CHECK_EQ (hints.has_mtime, cases[i].known);
+    if (hints.has_mtime)
+      CHECK_EQ (hints.mtime_ns, cases[i].seconds * 1000000000 + cases[i].ns);
+  }
+  st.st_mode = S_IFBLK | 0600;
+  st.st_mtim.tv_sec = 0;
+  hints_of_stat (&hints, &st);
+  CHECK (!hints.has_size && !hints.has_mtime);
+}
+
+static void
+test_uri (void)
+{
+  const struct hints hints = take ("nbd://localhost/x", 12345);
+
+  CHECK (hints.has_size && !hints.has_mtime);
+  CHECK_EQ (hints.size_bytes, 12345);
+}
+
+static void
+test_errors (void)
+{
+  struct location location;
+  struct hints hints;
+
+  CHECK_EQ (location_set (&location, path), 0);
+  CHECK_EQ (unlink (path), 0);
+  CHECK_EQ (hints_take (&hints, &location, 0), ENOENT);
+  CHECK_EQ (mkfifo (path, 0600), 0);
+  CHECK_EQ (hints_take (&hints, &location, 0), ADDCOW_E_NOT_DISK);
+  location_clear (&location);
+}
+
+#define SIZE(n) .has_size = true, .size_bytes = (n)
+#define MTIME(n) .has_mtime = true, .mtime_ns = (n)
+
+static void
+test_compare (void)
+{
+  static const struct {
+    struct hints then, now;
+    bool size, mtime;
+    const char *text;
+  } cases[] = {
+    { { SIZE (1), MTIME (2) }, { SIZE (1), MTIME (2) }, false, false, "" },
+    { { SIZE (1), MTIME (2) },
+      { SIZE (0), MTIME (2) },
+      true,
+      false,
+      "length 0 bytes, was 1" },
+    { { SIZE (1), MTIME (-2) },
+      { SIZE (1), MTIME (1795600800123456789) },
+      false,
+      true,
+      "modified 2026-11-25 10:00:00.123456789 UTC, "
+      "was 1969-12-31 23:59:59.999999998 UTC" },
+    { { SIZE (INT64_MAX), MTIME (INT64_MIN) },
+      { SIZE (INT64_MAX - 1), MTIME (INT64_MAX) },
+      true,
+      true,
+      "length 9223372036854775806 bytes, was 9223372036854775807; "
+      "modified 2262-04-11 23:47:16.854775807 UTC, "
+      "was 1677-09-21 00:12:43.145224192 UTC" },
+    { { SIZE (0), MTIME (0) },
+      { SIZE (5), MTIME (1) },
+      true,
+      true,
+      "length 5 bytes, was 0; modified 1970-01-01 00:00:00.000000001 UTC, "
+      "was 1970-01-01 00:00:00.000000000 UTC" },
+    /* What one of them does not know has not changed. */
+    { { .format = "raw" }, { SIZE (1), MTIME (2) }, false, false, "" },
+    { { SIZE (1), MTIME (2) }, { .format = "" }, false, false, "" },
+    { { MTIME (2) }, { SIZE (1), MTIME (2) }, false, false, "" },
+    { { SIZE (1), MTIME (2) },
+      { SIZE (2) },
+      true,
+      false,
+      "length 2 bytes, was 1" },
+  };
+  char buf[HINTS_TEXT_BYTES];
+  size_t i;
+
+  for (i = 0; i < ARRAY_SIZE (cases); i++) {
+    const struct hints_change change = hints_compare (&cases[i].then,
+                                                      &cases[i].now);
+
+    CHECK_EQ (change.size, cases[i].size);
+    CHECK_EQ (change.mtime, cases[i].mtime);
+    memset (buf, 'x', sizeof buf);
+    CHECK (hints_change_text (&cases[i].then, &cases[i].now, buf) == buf);
+    CHECK_STR (buf, cases[i].text);
+  }
+}
+
+int
+main (void)
+{
+  char *folder = scratch_folder ();
+
+  path = scratch_path (folder, "file");
+  test_file ();
+  test_stat ();
+  test_uri ();
+  test_errors ();
+  test_compare ();
+  free (path);
+  free (folder);
+  return 0;
+}
