@@ -22,6 +22,7 @@
 #include "backing.h"
 #include "common.h"
 #include "disk.h"
+#include "hints.h"
 #include "image-file.h"
 #include "img.h"
 #include "lock.h"
@@ -31,15 +32,16 @@
 
 struct create {
   const char *file_name;
-  char *backing; /* as given, NULL: none */
-  char *image;   /* as given or by default */
-  char *size;    /* as given, NULL: the backing's */
+  char *backing;        /* as given, NULL: none */
+  char *backing_format; /* as given, NULL: nobody said */
+  char *image;          /* as given or by default */
+  char *size;           /* as given, NULL: the backing's */
   bool force, quiet;
 
-  char *path;         /* of FILE, links followed */
-  char *folder;       /* that names are relative to */
-  char *backing_path; /* NULL: none */
-  char *image_path;   /* NULL: none */
+  char *path;                       /* of FILE, links followed */
+  char *folder;                     /* that names are relative to */
+  struct location backing_location; /* no name: none */
+  char *image_path;                 /* NULL: none */
   struct header header;
 
   /* Locked until all is done, or -1: what is overwritten, and an image
@@ -57,12 +59,13 @@ cleanup_create (struct create *c)
   if (c->image_fd >= 0)
     close (c->image_fd);
   free (c->backing);
+  free (c->backing_format);
   free (c->image);
   free (c->size);
   free (c->path);
   free (c->folder);
-  free (c->backing_path);
   free (c->image_path);
+  location_clear (&c->backing_location);
 }
 
 /*--- Arguments. -------------------------------------------------------*/
@@ -80,10 +83,21 @@ set_once (char **where, const char *what, const char *value)
 }
 
 static int
+set_backing_format (struct create *c, const char *value)
+{
+  if (!format_is_hint (value))
+    return img_usage_error ("create", "'%s' is not the name of a format",
+                            value);
+  return set_once (&c->backing_format, "format of the backing file", value);
+}
+
+static int
 set_option (struct create *c, const char *key, const char *value)
 {
   if (strcmp (key, "backing_file") == 0)
     return set_once (&c->backing, "backing file", value);
+  if (strcmp (key, "backing_fmt") == 0)
+    return set_backing_format (c, value);
   if (strcmp (key, "image_file") == 0)
     return set_once (&c->image, "image file", value);
   if (strcmp (key, "size") == 0)
@@ -136,6 +150,8 @@ parse_option (struct create *create, int c, char *argv[])
   switch (c) {
   case 'b':
     return set_once (&create->backing, "backing file", optarg);
+  case 'F':
+    return set_backing_format (create, optarg);
   case 'i':
     return set_once (&create->image, "image file", optarg);
   case 'o':
@@ -171,18 +187,36 @@ default_image (struct create *c)
   return EXIT_SUCCESS;
 }
 
+static bool
+has_backing (const struct create *c)
+{
+  return c->backing && c->backing[0];
+}
+
 static int
-resolve (struct create *c, const char *name, char **path,
-         char field[FORMAT_NAME_BYTES])
+resolve_backing (struct create *c)
 {
   int r;
 
-  if (name == NULL || name[0] == '\0')
+  if (!has_backing (c))
     return EXIT_SUCCESS;
-  r = format_set_name (field, name);
+  r = format_set_name (c->header.backing_file, c->backing);
   if (r == 0)
-    r = name_resolve (c->folder, name, path);
-  return r ? img_file_error (name, r) : EXIT_SUCCESS;
+    r = location_find (&c->backing_location, c->folder, c->backing, NULL);
+  return r ? img_file_error (c->backing, r) : EXIT_SUCCESS;
+}
+
+static int
+resolve_image (struct create *c)
+{
+  int r;
+
+  if (c->image[0] == '\0')
+    return EXIT_SUCCESS;
+  r = format_set_name (c->header.image_file, c->image);
+  if (r == 0)
+    r = name_resolve (c->folder, c->image, &c->image_path);
+  return r ? img_file_error (c->image, r) : EXIT_SUCCESS;
 }
 
 static int
@@ -192,6 +226,11 @@ resolve_names (struct create *c)
 
   if (c->file_name[0] == '\0')
     return img_usage_error ("create", "FILE must not be empty");
+  if (c->backing_format && !has_backing (c))
+    return img_usage_error ("create",
+                            "there is no backing file that could "
+                            "be of the format %s",
+                            c->backing_format);
   if (c->image == NULL && default_image (c) != EXIT_SUCCESS)
     return EXIT_FAILURE;
   r = name_folder (c->file_name, &c->folder);
@@ -204,10 +243,9 @@ resolve_names (struct create *c)
   if (c->path == NULL)
     return img_file_error (c->file_name, ENOMEM);
 
-  if (resolve (c, c->backing, &c->backing_path, c->header.backing_file) !=
-      EXIT_SUCCESS)
+  if (resolve_backing (c) != EXIT_SUCCESS)
     return EXIT_FAILURE;
-  return resolve (c, c->image, &c->image_path, c->header.image_file);
+  return resolve_image (c);
 }
 
 static int
@@ -228,27 +266,42 @@ parse_size (struct create *c, bool *given)
   return r ? img_file_error (c->size, r) : EXIT_SUCCESS;
 }
 
+/* Without a format there are no hints: whoever does not ask for them gets
+ * the bytes that the format had from the beginning.
+ */
+static int
+set_hints (struct create *c, const struct backing *backing)
+{
+  struct hints hints;
+  int r;
+
+  if (c->backing_format == NULL)
+    return 0;
+  r = hints_take (&hints, &c->backing_location, backing->size_bytes);
+  if (r)
+    return r;
+  strcpy (hints.format, c->backing_format);
+  return format_set_hints (&c->header, &hints);
+}
+
 static int
 open_backing (struct create *c, bool take_size)
 {
   CLEANUP_FAILURE struct failure failure = { 0 };
-  __attribute__ ((
-      cleanup (location_clear))) struct location location = LOCATION_NONE;
   const struct backing_options options = {
+    .format = c->backing_format,
     .timeout_seconds = BACKING_TIMEOUT_SECONDS,
   };
   struct backing *backing;
   int r;
 
-  r = location_set (&location, c->backing_path);
-  if (r)
-    return img_file_error (c->backing_path, r);
-  if (backing_open (&backing, &location, &options, &failure))
+  if (backing_open (&backing, &c->backing_location, &options, &failure))
     return img_failure (&failure);
   if (take_size)
     c->header.size_bytes = backing->size_bytes;
+  r = set_hints (c, backing);
   backing_close (backing);
-  return EXIT_SUCCESS;
+  return r ? img_file_error (c->backing_location.name, r) : EXIT_SUCCESS;
 }
 
 /* Look at the backing file, and take its size if none is given. */
@@ -261,10 +314,10 @@ check_size_and_backing (struct create *c)
 
   if (parse_size (c, &given) != EXIT_SUCCESS)
     return EXIT_FAILURE;
-  if (!given && c->backing_path == NULL)
+  if (!given && !has_backing (c))
     return img_usage_error ("create", "without a backing file, SIZE is "
                                       "needed");
-  if (c->backing_path && open_backing (c, !given) != EXIT_SUCCESS)
+  if (has_backing (c) && open_backing (c, !given) != EXIT_SUCCESS)
     return EXIT_FAILURE;
 
   size = c->header.size_bytes;
@@ -340,13 +393,14 @@ is_same (const char *a, const char *b)
 static int
 check_distinct (struct create *c)
 {
+  const char *backing_path = c->backing_location.path; /* NULL: a URI */
+
   if (c->image_path && is_same (c->image_path, c->path))
     return img_file_error (c->image_path, ADDCOW_E_IMAGE_IS_METADATA);
-  if (c->backing_path && is_same (c->backing_path, c->path))
-    return img_file_error (c->backing_path, ADDCOW_E_BACKING_IS_METADATA);
-  if (c->image_path && c->backing_path &&
-      is_same (c->image_path, c->backing_path))
-    return img_file_error (c->backing_path, ADDCOW_E_BACKING_IS_IMAGE);
+  if (backing_path && is_same (backing_path, c->path))
+    return img_file_error (backing_path, ADDCOW_E_BACKING_IS_METADATA);
+  if (c->image_path && backing_path && is_same (c->image_path, backing_path))
+    return img_file_error (backing_path, ADDCOW_E_BACKING_IS_IMAGE);
   return EXIT_SUCCESS;
 }
 
@@ -453,10 +507,12 @@ print_result (const struct create *c)
   printf ("Formatting '");
   text_print (stdout, c->file_name);
   printf ("', fmt=add-cow size=%" PRIu64, c->header.size_bytes);
-  if (c->backing_path) {
+  if (has_backing (c)) {
     printf (" backing_file=");
     text_print (stdout, c->header.backing_file);
   }
+  if (c->backing_format)
+    printf (" backing_fmt=%s", c->backing_format);
   if (c->image_path) {
     printf (" image_file=");
     text_print (stdout, c->header.image_file);
@@ -485,6 +541,7 @@ img_create (int argc, char *argv[])
 {
   static const struct option options[] = {
     { "backing", required_argument, NULL, 'b' },
+    { "backing-format", required_argument, NULL, 'F' },
     { "force", no_argument, NULL, 'f' },
     { "help", no_argument, NULL, 'h' },
     { "image", required_argument, NULL, 'i' },
@@ -493,13 +550,15 @@ img_create (int argc, char *argv[])
     { NULL, 0, NULL, 0 },
   };
   __attribute__ ((cleanup (cleanup_create))) struct create c = {
+    .backing_location = LOCATION_NONE,
     .old_fd = -1,
     .image_fd = -1,
   };
   int opt;
 
   opterr = 0;
-  while ((opt = getopt_long (argc, argv, ":b:fhi:o:q", options, NULL)) != -1) {
+  while ((opt = getopt_long (argc, argv, ":b:F:fhi:o:q", options, NULL)) !=
+         -1) {
     if (opt == 'h')
       return img_help ("create");
     if (parse_option (&c, opt, argv) != EXIT_SUCCESS)

@@ -24,16 +24,19 @@ static const struct verb {
 } verbs[] = {
   {
     "create", img_create, "make a new overlay",
-    "addcow-img create [-b BACKING] [-i IMAGE] [-o KEY=VALUE,...] [-f] [-q]\n"
-    "                  FILE [SIZE]\n"
+    "addcow-img create [-b BACKING [-F FMT]] [-i IMAGE] [-o KEY=VALUE,...]\n"
+    "                  [-f] [-q] FILE [SIZE]\n"
     "\n"
     "Make FILE, the metadata file of a new overlay, and its image file.\n"
     "\n"
     "  -b BACKING, --backing=BACKING  read what is not written from here\n"
+    "  -F FMT, --backing-format=FMT   what that is: raw, qcow2, ...; it is\n"
+    "                                 noted, with size and mtime, in FILE\n"
     "  -i IMAGE, --image=IMAGE        write to here (default: FILE with the\n"
     "                                 suffix .raw); '': nothing is made\n"
     "  -o KEY=VALUE,..., --options=KEY=VALUE,...\n"
-    "                                 backing_file=, image_file=, size=\n"
+    "                                 backing_file=, backing_fmt=,\n"
+    "                                 image_file=, size=\n"
     "  -f, --force                    overwrite FILE if it exists\n"
     "  -q, --quiet                    print nothing\n"
     "  -h, --help                     print this\n"
@@ -88,7 +91,12 @@ img_failure (const struct failure *failure)
 {
   const char *name = failure->file_name ? failure->file_name : "?";
 
-  img_error ("%s: %s", name, failure_text (failure));
+  if (failure->err == ADDCOW_E_FOREIGN_FORMAT)
+    img_error ("%s: begins like a disk image of the format %s, and is read "
+               "as raw only when told to: give -F %s, or -F raw to insist",
+               name, failure->format, failure->format);
+  else
+    img_error ("%s: %s", name, failure_text (failure));
   return EXIT_FAILURE;
 }
 

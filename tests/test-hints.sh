@@ -1,0 +1,145 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# Hints in the header about the backing file: written to the byte, obeyed,
+# shown, and compared with what the file is now.
+
+source ./functions.sh
+set -e
+set -x
+
+requires nbdinfo --version
+source "$abs_srcdir/bad-input.sh"
+
+# A reader that knows the layout of 2011 and nothing else.
+cat > "$tmp/reader_2011.py" <<'PY'
+import struct
+
+
+def name(field):
+    return field[: field.index(b"\0")]
+
+
+def read(data):
+    """(backing file, image file, size, bitmap) of a metadata file."""
+    magic, version, backing, image, size = struct.unpack_from(
+        ">8sL1024s1024sQ", data
+    )
+    assert magic == b"ADD_COW\xff" and version == 1
+    return name(backing), name(image), size, data[2068:]
+PY
+
+# make_hints FILE BACKING AREA: a metadata file of 4 KiB with the bytes AREA,
+# a Python literal, behind the name of its backing file.
+make_hints ()
+{
+    PYTHONPATH=$abs_srcdir /usr/bin/python3 - "$@" <<'PY'
+import ast, os, sys
+from addcow_format import *
+
+backing, area = os.fsencode(sys.argv[2]), ast.literal_eval(sys.argv[3])
+data = bytearray(Metadata(4096, backing, b"vm.raw").encode())
+at = BACKING_AT + len(backing) + 1
+assert at + len(area) <= IMAGE_AT
+data[at : at + len(area)] = area
+open(sys.argv[1], "wb").write(data)
+PY
+}
+
+# has_bytes FILE SIZE BACKING AREA: FILE is such a file, of a disk of SIZE
+# without allocated sectors, with the image vm.raw; and the old reader finds
+# its names and its size in it.
+has_bytes ()
+{
+    PYTHONPATH=$tmp /usr/bin/python3 - "$@" <<'PY'
+import ast, os, sys
+import reader_2011
+
+size, backing = int(sys.argv[2]), os.fsencode(sys.argv[3])
+area = ast.literal_eval(sys.argv[4])
+field = backing + b"\0" + area
+want = b"ADD_COW\xff\0\0\0\1" + field + bytes(1024 - len(field))
+want += b"vm.raw" + bytes(1018) + size.to_bytes(8, "big")
+bitmap = bytes((size + 4095) // 4096)
+got = open(sys.argv[1], "rb").read()
+assert got == want + bitmap, got[:200]
+assert reader_2011.read(got) == (backing, b"vm.raw", size, bitmap)
+PY
+}
+
+random_file base.img 65536
+touch -d '2026-01-02 03:04:05.000000006 UTC' base.img
+area="b'format=raw\\0size=65536\\0mtime=1767323045000000006\\0\\0'"
+
+### addcow-img create.
+
+for options in "-b base.img -F raw" "-Fraw --backing=base.img" \
+               "-b base.img --backing-format=raw" \
+               "-o backing_fmt=raw,backing_file=base.img"; do
+    # shellcheck disable=SC2086
+    addcow-img create $options vm.add-cow > out
+    [ "$(cat out)" = "Formatting 'vm.add-cow', fmt=add-cow size=65536 \
+backing_file=base.img backing_fmt=raw image_file=vm.raw" ]
+    has_bytes vm.add-cow 65536 base.img "$area"
+    rm vm.*
+done
+# Without -F there are none.
+addcow-img create -b base.img vm.add-cow > out
+! grep backing_fmt out
+has_bytes vm.add-cow 65536 base.img "b''"
+
+# The length is the file's own, whatever that of the disk.
+random_file odd.img 1000
+touch -d '1969-12-31 23:59:58.5 UTC' odd.img
+addcow-img create -q -f -b odd.img -F raw vm.add-cow 64K
+has_bytes vm.add-cow 65536 odd.img \
+    "b'format=raw\\0size=1000\\0mtime=-1500000000\\0\\0'"
+
+# A name that they just fit behind, and one of a byte more.
+dots=$(for ((i = 0; i < 600; i++)); do printf ./; done)
+room=$((1024 - 1 - 11 - 11 - 26 - 1))
+fits=${dots:0:$((room - 8))}base.img
+[ $(((room - 8) % 2)) -eq 0 ]
+addcow-img create -q -f -b "$fits" -F raw vm.add-cow
+has_bytes vm.add-cow 65536 "$fits" "$area"
+mv base.img base1.img
+fits=${fits%base.img}base1.img
+addcow-img create -q -f -b "$fits" vm.add-cow
+has_bytes vm.add-cow 65536 "$fits" "b''"
+refused "no room for hints behind it" \
+    addcow-img create -b "$fits" -F raw new.add-cow
+refused "no room for hints behind it" \
+    addcow-img create -f -b "$fits" -F raw vm.add-cow
+mv base1.img base.img
+rm vm.*
+
+# What is wrong to say.
+help="(see addcow-img create --help)"
+for fmt in '' 'r w' raw. a/b a=b $'raw\n' rÄw \
+           abcdefghijklmnopqrstuvwxyz_-1234; do
+    refused "is not the name of a format $help" \
+        addcow-img create -b base.img -F "$fmt" new.add-cow
+done
+refused "is not the name of a format $help" \
+    addcow-img create -o backing_file=base.img,backing_fmt= new.add-cow
+refused "is given more than once $help" \
+    addcow-img create -b base.img -F raw -o backing_fmt=raw new.add-cow
+for options in "" "-b ''" "-o backing_file="; do
+    eval refused "'there is no backing file' " \
+        "addcow-img create -F raw $options new.add-cow 1M"
+done
+# A name that could be a format, and is none that there is.
+refused "base.img: " addcow-img create -b base.img \
+    -F abcdefghijklmnopqrstuvwxyz_-123 new.add-cow
+# URIs are the business of who opens them; no file of that name is.
+metadata nbd:x size=4096
+refused "nbd:x: " addcow-img create -b nbd:x new.add-cow
+refused "nbd:x: " addcow-img create -b nbd:x -F raw new.add-cow
+rm nbd:x
+
+# A raw file that begins like another format needs to be told of.
+{ printf 'QFI\373'; head -c 4092 /dev/urandom; } > magic.img
+refused "magic.img: begins like a disk image of the format qcow2, and is \
+read as raw only when told to: give -F qcow2, or -F raw to insist" \
+    addcow-img create -b magic.img new.add-cow
+addcow-img create -q -b magic.img -F raw magic.add-cow
