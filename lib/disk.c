@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -11,6 +12,7 @@
 
 #include "common.h"
 #include "disk.h"
+#include "hints.h"
 #include "lock.h"
 #include "metadata.h"
 #include "names.h"
@@ -190,14 +192,54 @@ open_image (struct disk *disk, bool check)
   return lock_qemu (disk->image_fd, disk->writable);
 }
 
+/* Tell the log of OPTIONS if the backing file is not as *HINTS say. */
+static int
+check_unchanged (struct disk *disk, const struct hints *hints,
+                 const struct backing_options *options)
+{
+  const char *name = disk->backing_location.name;
+  char change[HINTS_TEXT_BYTES];
+  CLEANUP_FREE char *text = NULL;
+  struct hints now;
+  int r;
+
+  if (options->log == NULL || !(hints->has_size || hints->has_mtime))
+    return 0;
+  r = hints_take (&now, &disk->backing_location, disk->backing->size_bytes);
+  if (r)
+    return r;
+  if (hints_change_text (hints, &now, change)[0] == '\0')
+    return 0;
+  if (asprintf (
+          &text,
+          "warning: has changed since it became the backing file of %s "
+          "(%s): sectors that are not allocated may not be what they were",
+          disk->file_name, change) == -1) {
+    text = NULL;
+    return ENOMEM;
+  }
+  options->log (options->log_opaque, name, text);
+  return 0;
+}
+
+/* The header's hints are about its own backing file and no other. */
 static int
 open_backing (struct disk *disk, const struct disk_options *options,
               struct failure *failure)
 {
-  const struct backing_options backing = options->backing;
+  struct backing_options backing = options->backing;
+  struct hints hints = { .has_size = false };
+  int r;
 
-  return backing_open (&disk->backing, &disk->backing_location, &backing,
-                       failure);
+  if (options->backing_name == NULL)
+    format_get_hints (&disk->header, &hints);
+  if (backing.format == NULL && hints.format[0])
+    backing.format = hints.format;
+  r = backing_open (&disk->backing, &disk->backing_location, &backing, failure);
+  if (r)
+    return r;
+  r = check_unchanged (disk, &hints, &backing);
+  return r ? failure_set (failure, disk->backing_location.name, r) : 0;
 }
 
 static int

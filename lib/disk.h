@@ -37,8 +37,9 @@ struct disk_options {
    */
   const char *backing_name;
 
-  /* A format here goes before that of the header.  The chain is set by
-   * disk_open and by nobody else.
+  /* A format here goes before that of the header's hint.  The chain is set
+   * by disk_open and by nobody else.  Log is also told when the backing
+   * file is not as the header's hints say it was.
    */
   struct backing_options backing;
 

@@ -30,14 +30,14 @@ def read(data):
 PY
 
 # make_hints FILE BACKING AREA: a metadata file of 4 KiB with the bytes AREA,
-# a Python literal, behind the name of its backing file.
+# as Python writes them, behind the name of its backing file.
 make_hints ()
 {
     PYTHONPATH=$abs_srcdir /usr/bin/python3 - "$@" <<'PY'
-import ast, os, sys
+import os, sys
 from addcow_format import *
 
-backing, area = os.fsencode(sys.argv[2]), ast.literal_eval(sys.argv[3])
+backing, area = os.fsencode(sys.argv[2]), eval(sys.argv[3])
 data = bytearray(Metadata(4096, backing, b"vm.raw").encode())
 at = BACKING_AT + len(backing) + 1
 assert at + len(area) <= IMAGE_AT
@@ -52,11 +52,11 @@ PY
 has_bytes ()
 {
     PYTHONPATH=$tmp /usr/bin/python3 - "$@" <<'PY'
-import ast, os, sys
+import os, sys
 import reader_2011
 
 size, backing = int(sys.argv[2]), os.fsencode(sys.argv[3])
-area = ast.literal_eval(sys.argv[4])
+area = eval(sys.argv[4])
 field = backing + b"\0" + area
 want = b"ADD_COW\xff\0\0\0\1" + field + bytes(1024 - len(field))
 want += b"vm.raw" + bytes(1018) + size.to_bytes(8, "big")
@@ -143,3 +143,114 @@ refused "magic.img: begins like a disk image of the format qcow2, and is \
 read as raw only when told to: give -F qcow2, or -F raw to insist" \
     addcow-img create -b magic.img new.add-cow
 addcow-img create -q -b magic.img -F raw magic.add-cow
+
+### The filter.
+
+# contents OFFSET COUNT ARGUMENT...: what a server has there.
+contents ()
+{
+    rm -f "$tmp/serve"
+    # shellcheck disable=SC2016 # it is nbdkit's $uri
+    nbdkit -U "$tmp/serve" --filter="$addcow" file "${@:3}" \
+        --run 'nbdcopy "$uri" -' 2> "$tmp/err" |
+        tail -c +$(($1 + 1)) | head -c "$2"
+    cat "$tmp/err" >&2
+}
+
+# quiet ARGUMENT..., warns TEXT ARGUMENT...: a server starts, and prints
+# nothing or one line, which TEXT is the end of.
+quiet ()
+{
+    serve file "$@" 2> "$tmp/err"
+    diff "$tmp/err" /dev/null
+}
+warns ()
+{
+    serve file "${@:2}" 2> "$tmp/err"
+    cat "$tmp/err"
+    [ "$(wc -l < "$tmp/err")" -eq 1 ]
+    grep -F "$PWD/base.img: warning: has changed since it became the backing \
+file of vm.add-cow ($1): sectors that are not allocated may not be what they \
+were" "$tmp/err"
+}
+
+# The hint is obeyed; a parameter comes before it.
+contents 0 4096 addcow=magic.add-cow | cmp - magic.img
+ways="give addcow-backing-format=qcow2, or addcow-backing-format=raw to insist"
+make_hints plain.add-cow magic.img "b''"
+truncate -s 4096 vm.raw
+refused "magic.img: begins like a disk image of the format qcow2" \
+    serve file addcow=plain.add-cow
+grep -F "$ways" "$tmp/stderr"
+contents 0 4096 addcow=plain.add-cow addcow-backing-format=raw |
+    cmp - magic.img
+make_hints other.add-cow magic.img "b'format=no-such-format\\0\\0'"
+refused "magic.img: " serve file addcow=other.add-cow
+contents 0 4096 addcow=other.add-cow addcow-backing-format=raw |
+    cmp - magic.img
+# The format of a file that another was taken for is not the other's.
+refused "magic.img: begins like a disk image of the format qcow2" \
+    serve file addcow=magic.add-cow addcow-backing=magic.img
+quiet addcow=other.add-cow addcow-backing=base.img
+
+# What has changed is told, and what that means.
+mtime='2026-01-02 03:04:05.000000006 UTC'
+later='2026-11-25 10:00:00.123456789 UTC'
+addcow-img create -q -f -b base.img -F raw -i my.raw vm.add-cow
+cp base.img same.img
+quiet addcow=vm.add-cow
+quiet -r addcow=vm.add-cow
+touch -d "$later" base.img
+warns "modified $later, was $mtime" addcow=vm.add-cow
+warns "modified $later, was $mtime" -r addcow=vm.add-cow
+warns "modified $later, was $mtime" addcow=vm.add-cow \
+    addcow-backing-format=raw
+warns "modified $later, was $mtime" addcow=vm.add-cow addcow-confine="$PWD"
+quiet addcow=vm.add-cow addcow-backing=base.img
+quiet addcow=vm.add-cow addcow-backing=same.img
+quiet addcow=vm.add-cow addcow-backing=none
+truncate -s 131072 base.img
+touch -d "$mtime" base.img
+warns "length 131072 bytes, was 65536" addcow=vm.add-cow
+touch -d "$later" base.img
+warns "length 131072 bytes, was 65536; modified $later, was $mtime" \
+    addcow=vm.add-cow
+# No hints, no warning.
+addcow-img create -q -i my.raw -b base.img quiet.add-cow 64K
+touch -d "$mtime" base.img
+quiet addcow=quiet.add-cow
+truncate -s 65536 base.img
+touch -d "$mtime" base.img
+quiet addcow=vm.add-cow
+
+# Hints stay where they are when the overlay is written to.
+rm -f "$tmp/serve"
+# shellcheck disable=SC2016 # it is nbdkit's $uri
+nbdkit -U "$tmp/serve" --filter="$addcow" file addcow=vm.add-cow \
+    --run 'nbdcopy base.img "$uri"'
+addcow-img info vm.add-cow | grep -x "complete: true"
+head -c $((12 + 1024)) vm.add-cow > "$tmp/before"
+addcow-img create -q -f -b base.img -F raw -i my.raw vm.add-cow
+head -c $((12 + 1024)) vm.add-cow | cmp - "$tmp/before"
+
+# Whatever stands there, the file can be read; of what is broken there is no
+# hint, and so no warning.
+head -c 4096 base.img > small.img
+for area in "b''" "b'\xff' * 1014" "b'size=1\\0' * 144 + b'xxxxxx'" \
+            "b'size=4096' + b'0' * 1005" "b'format=qcow2' + b'x' * 1002" \
+            "b'x=1' + b'\\0' * 500 + b'x' * 511" \
+            "b'format=\\0size=\\0mtime=\\0\\0'" \
+            "b'format=a/b\\0size=-1\\0mtime=1e9\\0\\0'" \
+            "b'size=99999999999999999999\\0mtime=9999999999999999999\\0\\0'" \
+            "b'=\\0=1\\0x\\0uuid=1\\0Format=qcow2\\0\\0'" \
+            "b'\\0format=qcow2\\0size=1\\0mtime=1\\0\\0'" \
+            "b'format=raw\\0format=qcow2\\0size=4096\\0size=1\\0\\0'"; do
+    make_hints broken.add-cow small.img "$area"
+    truncate -s 4096 vm.raw
+    contents 0 4096 addcow=broken.add-cow | cmp - small.img
+    case $area in
+        *"'size=1"*) grep -F "(length 4096 bytes, was 1)" "$tmp/err" ;;
+        *) diff "$tmp/err" /dev/null ;;
+    esac
+    addcow-img info broken.add-cow
+done

@@ -19,7 +19,7 @@
 
 #define SECTOR UINT64_C (512)
 
-static char *path, *new_path;
+static char *path, *new_path, *backing_path;
 
 /* An add-cow file without names, of a disk of NR_SECTORS. */
 static void
@@ -254,6 +254,83 @@ test_forgotten (void)
   CHECK_STR (calls, "");
 }
 
+/*--- A backing file that is not as it was. ----------------------------*/
+
+static unsigned nr_logged;
+static char logged[1000];
+
+static void
+log_backing (void *opaque, const char *name, const char *text)
+{
+  CHECK (opaque == &nr_logged);
+  CHECK_STR (name, backing_path);
+  CHECK (strchr (text, '\n') == NULL);
+  CHECK (strlen (text) < sizeof logged);
+  strcpy (logged, text);
+  nr_logged++;
+}
+
+/* Make a file on a backing file of 512 bytes, with HINTS. */
+static void
+make_overlay (const struct hints *hints)
+{
+  struct header header = { .size_bytes = SECTOR };
+  uint8_t buf[FORMAT_HEADER_BYTES + 1] = { 0 };
+
+  CHECK_EQ (format_set_name (header.backing_file, backing_path), 0);
+  CHECK_EQ (format_set_hints (&header, hints), 0);
+  format_encode (&header, buf);
+  scratch_file (path, buf, sizeof buf);
+  scratch_file (backing_path, buf, SECTOR);
+}
+
+static int
+open_overlay (const char *format, bool log)
+{
+  const struct disk_options options = {
+    .backing = {
+      .format = format,
+      .log = log ? log_backing : NULL,
+      .log_opaque = &nr_logged,
+    },
+  };
+  CLEANUP_FAILURE struct failure failure = { 0 };
+  struct disk *disk;
+  int r;
+
+  nr_logged = 0;
+  r = disk_open (&disk, path, &options, &failure);
+  if (r == 0)
+    disk_close (disk);
+  return r;
+}
+
+static void
+test_hints (void)
+{
+  struct hints hints = { .has_size = true, .size_bytes = 511 };
+
+  /* It begins like an add-cow file. */
+  make_overlay (&hints);
+  CHECK_EQ (open_overlay (NULL, true), ADDCOW_E_FOREIGN_FORMAT);
+  CHECK_EQ (nr_logged, 0);
+  CHECK_EQ (open_overlay ("raw", true), 0);
+  CHECK_EQ (nr_logged, 1);
+
+  strcpy (hints.format, "raw");
+  make_overlay (&hints);
+  CHECK_EQ (open_overlay (NULL, true), 0);
+  CHECK_EQ (nr_logged, 1);
+  CHECK (strstr (logged, path) != NULL);
+  CHECK (strstr (logged, "(length 512 bytes, was 511)") != NULL);
+  CHECK_EQ (open_overlay (NULL, false), 0);
+
+  hints.size_bytes = SECTOR;
+  make_overlay (&hints);
+  CHECK_EQ (open_overlay (NULL, true), 0);
+  CHECK_EQ (nr_logged, 0);
+}
+
 int
 main (void)
 {
@@ -262,6 +339,7 @@ main (void)
 
   path = scratch_path (folder, "file");
   new_path = scratch_path (folder, "new");
+  backing_path = scratch_path (folder, "backing");
   for (i = 0; i < 2; i++) {
     test_replaced (i, 0);
     test_replaced (i, 1);
@@ -270,8 +348,10 @@ main (void)
   test_replaced_for_ever ();
   test_removed ();
   test_forgotten ();
+  test_hints ();
   free (path);
   free (new_path);
+  free (backing_path);
   free (folder);
   return 0;
 }
