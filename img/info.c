@@ -20,6 +20,7 @@
 #include <json-c/json.h>
 
 #include "common.h"
+#include "hints.h"
 #include "image-file.h"
 #include "img.h"
 #include "lock.h"
@@ -37,6 +38,8 @@ struct info {
   bool in_use;                  /* by somebody who may write */
   char *image_path;             /* NULL: none, or a URI */
   char *backing_path;           /* NULL: none, or a URI */
+  struct hints hints;           /* about the backing file, */
+  struct hints hints_now;       /* and what is so now; none: not known */
 };
 
 static void
@@ -96,6 +99,9 @@ collect_names (struct info *info)
                      S_ISREG (st.st_mode);
   if (info->have_image)
     info->image_bytes_used = (uint64_t) st.st_blocks * BLOCK_BYTES;
+  format_get_hints (&info->header, &info->hints);
+  if (info->backing_path && stat (info->backing_path, &st) == 0)
+    hints_of_stat (&info->hints_now, &st);
   return 0;
 }
 
@@ -139,6 +145,17 @@ print_name (const char *what, const char *name, const char *path)
 }
 
 static void
+print_hints (const struct info *info)
+{
+  char text[HINTS_TEXT_BYTES];
+
+  if (info->hints.format[0])
+    printf ("backing file format: %s\n", info->hints.format);
+  if (hints_change_text (&info->hints, &info->hints_now, text)[0])
+    printf ("backing file has changed: %s\n", text);
+}
+
+static void
 print_human (const struct info *info)
 {
   const uint64_t allocated = info->nr_allocated * FORMAT_SECTOR_BYTES;
@@ -150,6 +167,7 @@ print_human (const struct info *info)
           size_text (info->header.size_bytes, text), info->header.size_bytes);
   printf ("disk size: %s\n", size_text (info->metadata_bytes_used, text));
   print_name ("backing file", info->header.backing_file, info->backing_path);
+  print_hints (info);
   print_name ("image file", info->header.image_file, info->image_path);
   if (info->have_image)
     printf ("image file disk size: %s\n",
@@ -201,9 +219,39 @@ add_uint64 (json_object *object, const char *key, uint64_t value)
 }
 
 static void
+add_int64 (json_object *object, const char *key, int64_t value)
+{
+  json_object_object_add (object, key, json_object_new_int64 (value));
+}
+
+static void
 add_bool (json_object *object, const char *key, bool value)
 {
   json_object_object_add (object, key, json_object_new_boolean (value));
+}
+
+/* What the hints say, and what of it has changed, to DATA. */
+static void
+add_hints (json_object *data, const struct info *info)
+{
+  const struct hints_change change = hints_compare (&info->hints,
+                                                    &info->hints_now);
+  json_object *changed;
+
+  if (info->hints.has_size)
+    add_uint64 (data, "backing-size", info->hints.size_bytes);
+  if (info->hints.has_mtime)
+    add_int64 (data, "backing-mtime-ns", info->hints.mtime_ns);
+  /* Of a file that can be compared, the length is known. */
+  if (!info->hints_now.has_size ||
+      !(info->hints.has_size || info->hints.has_mtime))
+    return;
+  changed = json_object_new_array ();
+  if (change.size)
+    json_object_array_add (changed, json_object_new_string ("size"));
+  if (change.mtime)
+    json_object_array_add (changed, json_object_new_string ("mtime"));
+  json_object_object_add (data, "backing-changed", changed);
 }
 
 /* Field names are those of qemu-img info, where it has the field. */
@@ -222,6 +270,7 @@ print_json (const struct info *info)
   add_uint64 (top, "actual-size", info->metadata_bytes_used);
   add_string (top, "backing-filename", info->header.backing_file);
   add_string (top, "full-backing-filename", info->backing_path);
+  add_string (top, "backing-filename-format", info->hints.format);
   add_string (specific, "type", "add-cow");
   add_string (data, "image-filename", info->header.image_file);
   add_string (data, "full-image-filename", info->image_path);
@@ -229,6 +278,7 @@ print_json (const struct info *info)
     add_uint64 (data, "image-actual-size", info->image_bytes_used);
   add_uint64 (data, "allocated-bytes",
               info->nr_allocated * FORMAT_SECTOR_BYTES);
+  add_hints (data, info);
   add_bool (data, "complete", is_complete (info));
   add_bool (data, "in-use", info->in_use);
   json_object_object_add (specific, "data", data);

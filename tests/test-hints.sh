@@ -254,3 +254,76 @@ for area in "b''" "b'\xff' * 1014" "b'size=1\\0' * 144 + b'xxxxxx'" \
     esac
     addcow-img info broken.add-cow
 done
+
+### addcow-img info.
+
+# json FILE EXPRESSION: true of the object TOP, its DATA.
+json ()
+{
+    addcow-img info --output=json "$1" > out
+    /usr/bin/python3 -c '
+import json, sys
+top = json.load(open("out"))
+data = top["format-specific"]["data"]
+assert eval(sys.argv[1]), top' "$2"
+}
+
+# What people are told about the backing file, after its name.
+backing_lines ()
+{
+    keep
+    addcow-img info "$1" > "$tmp/out"
+    kept
+    sed -n '/^backing/p' "$tmp/out" | sed '1d'
+}
+
+touch -d "$mtime" base.img
+[ "$(backing_lines vm.add-cow)" = "backing file format: raw" ]
+[ "$(sed -n 6p "$tmp/out")" = "backing file format: raw" ]
+json vm.add-cow 'top["backing-filename-format"] == "raw"'
+json vm.add-cow 'data["backing-size"] == 65536'
+json vm.add-cow 'data["backing-mtime-ns"] == 1767323045000000006'
+json vm.add-cow 'data["backing-changed"] == []'
+
+touch -d "$later" base.img
+[ "$(backing_lines vm.add-cow)" = "backing file format: raw
+backing file has changed: modified $later, was $mtime" ]
+json vm.add-cow 'data["backing-changed"] == ["mtime"]'
+json vm.add-cow 'data["backing-mtime-ns"] == 1767323045000000006'
+truncate -s 131072 base.img
+touch -d "$mtime" base.img
+[ "$(backing_lines vm.add-cow)" = "backing file format: raw
+backing file has changed: length 131072 bytes, was 65536" ]
+json vm.add-cow 'data["backing-changed"] == ["size"]'
+json vm.add-cow 'data["backing-size"] == 65536'
+touch -d "$later" base.img
+[ "$(backing_lines vm.add-cow)" = "backing file format: raw
+backing file has changed: length 131072 bytes, was 65536; modified $later, \
+was $mtime" ]
+json vm.add-cow 'data["backing-changed"] == ["size", "mtime"]'
+
+# What is not there or not known has not changed; nothing is opened.
+nothing='{"backing-size", "backing-mtime-ns", "backing-changed"} & set(data)'
+rm base.img
+[ "$(backing_lines vm.add-cow)" = "backing file format: raw" ]
+json vm.add-cow 'data["backing-size"] == 65536'
+json vm.add-cow '"backing-changed" not in data'
+mkfifo base.img
+[ "$(in_time backing_lines vm.add-cow)" = "backing file format: raw" ]
+json vm.add-cow '"backing-changed" not in data'
+rm base.img
+json quiet.add-cow "not $nothing"
+json quiet.add-cow '"backing-filename-format" not in top'
+make_hints uri.add-cow nbd://localhost/x \
+    "b'size=4096\\0mtime=-5\\0format=raw\\0\\0'"
+[ "$(backing_lines uri.add-cow)" = "backing file format: raw" ]
+json uri.add-cow 'data["backing-size"] == 4096'
+json uri.add-cow 'data["backing-mtime-ns"] == -5'
+json uri.add-cow '"backing-changed" not in data'
+make_hints one.add-cow small.img "b'size=4095\\0\\0'"
+[ "$(backing_lines one.add-cow)" = \
+    "backing file has changed: length 4096 bytes, was 4095" ]
+json one.add-cow 'data["backing-changed"] == ["size"]'
+json one.add-cow '"backing-mtime-ns" not in data'
+make_hints one.add-cow '' "b'format=raw\\0size=4095\\0\\0'"
+json one.add-cow "not $nothing"
