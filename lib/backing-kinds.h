@@ -37,4 +37,9 @@ backing_open_fn backing_file_open;
 backing_open_fn backing_nbd_open;
 bool backing_nbd_takes (const char *name);
 
+/* Anything that QEMU reads: of a format that is not raw, or at a URI of
+ * another scheme.
+ */
+backing_open_fn backing_qemu_open;
+
 #endif /* ADDCOW_BACKING_KINDS_H */

@@ -120,21 +120,16 @@ is_raw (const char *format)
 static backing_open_fn *
 kind (const struct location *location, const char *format)
 {
-  if (location->path && is_raw (format))
+  if (is_raw (format) && location->path)
     return backing_file_open;
   if (is_raw (format) && backing_nbd_takes (location->name))
     return backing_nbd_open;
-  return NULL;
+  return backing_qemu_open;
 }
 
 int
 backing_open (struct backing **backing, const struct location *location,
               const struct backing_options *options, struct failure *failure)
 {
-  backing_open_fn *open_kind = kind (location, options->format);
-
-  if (open_kind)
-    return open_kind (backing, location, options, failure);
-  return failure_set (failure, location->name,
-                      location->path ? ENOTSUP : ADDCOW_E_URI);
+  return kind (location, options->format) (backing, location, options, failure);
 }

@@ -89,6 +89,7 @@ struct backing_options {
  *
  *   a local file or block device that is raw   backing-file.c
  *   a raw disk that an NBD server has           backing-nbd.c
+ *   anything else that QEMU reads              backing-qemu.c
  *
  * On success *BACKING is closed by the caller.  On failure the error number
  * is returned and *FAILURE says the rest.  Blocks, but not on a FIFO, and
