@@ -28,7 +28,8 @@ struct backing_nbd {
   struct nbd_client *client;
   struct extent_cache *extents;
   char *name;
-  struct backing_options options; /* log and its opaque are used */
+  void (*log) (void *opaque, const char *name, const char *text);
+  void *log_opaque;
 };
 
 static struct backing_nbd *
@@ -282,16 +283,16 @@ log_client (void *opaque, const char *text)
 {
   const struct backing_nbd *nbd = opaque;
 
-  if (nbd->options.log)
-    nbd->options.log (nbd->options.log_opaque, nbd->name, text);
+  if (nbd->log)
+    nbd->log (nbd->log_opaque, nbd->name, text);
 }
 
 static int
 connect_client (struct backing_nbd *nbd, struct nbd_peer *peer,
-                struct failure *failure)
+                unsigned timeout_seconds, struct failure *failure)
 {
   const struct nbd_client_options options = {
-    .timeout_seconds = nbd->options.timeout_seconds,
+    .timeout_seconds = timeout_seconds,
     .log = log_client,
     .opaque = nbd,
   };
@@ -306,9 +307,9 @@ connect_client (struct backing_nbd *nbd, struct nbd_peer *peer,
 /* Connect, look, and rest: the process may be about to fork. */
 static int
 open_peer (struct backing_nbd *nbd, struct nbd_peer *peer,
-           struct failure *failure)
+           const struct backing_options *options, struct failure *failure)
 {
-  int r = connect_client (nbd, peer, failure);
+  int r = connect_client (nbd, peer, options->timeout_seconds, failure);
 
   if (r) {
     peer->ops->close (peer);
@@ -318,7 +319,7 @@ open_peer (struct backing_nbd *nbd, struct nbd_peer *peer,
                                    fetch_extents, nbd);
   if (nbd->extents == NULL)
     return failure_set (failure, nbd->name, ENOMEM);
-  r = backing_check_raw (&nbd->backing, nbd->name, &nbd->options, failure);
+  r = backing_check_raw (&nbd->backing, nbd->name, options, failure);
   nbd_client_rest (nbd->client);
   return r;
 }
@@ -339,8 +340,9 @@ backing_nbd_open_peer (struct backing **backing, struct nbd_peer *peer,
     return failure_set (failure, name, ENOMEM);
   }
   nbd->backing.ops = &backing_nbd_ops;
-  nbd->options = *options;
-  r = open_peer (nbd, peer, failure);
+  nbd->log = options->log;
+  nbd->log_opaque = options->log_opaque;
+  r = open_peer (nbd, peer, options, failure);
   if (r) {
     backing_nbd_close (&nbd->backing);
     return r;

@@ -20,16 +20,17 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 
 #include "backing-kinds.h"
 #include "backing-nbd.h"
 #include "common.h"
+#include "qemu-info.h"
 
 #define PROGRAM "qemu-nbd"
 #define PROGRAM_PACKAGE "qemu-utils"
@@ -44,6 +45,7 @@ struct qemu_peer {
   char *name;           /* for messages */
   char *file_name;      /* for QEMU */
   char *format_option;  /* NULL: QEMU finds it in file_name */
+  int fd;               /* the file, if confined; else -1 */
 
   bool serves;
   char said[MAX_SAID_BYTES + 1]; /* lines, or one that has no end yet */
@@ -154,7 +156,8 @@ qemu_peer_why (struct nbd_peer *peer, const char *why)
 static void
 set_inherited (int fd, bool inherited)
 {
-  fcntl (fd, F_SETFD, inherited ? 0 : FD_CLOEXEC);
+  if (fd >= 0)
+    fcntl (fd, F_SETFD, inherited ? 0 : FD_CLOEXEC);
 }
 
 /* The pipe belongs to who runs now, and not to who opened the backing file:
@@ -214,8 +217,10 @@ start_child (struct qemu_peer *q, struct nbd_handle *nbd, int write_fd)
   sigemptyset (&none);
   pthread_sigmask (SIG_SETMASK, &none, &old);
   set_inherited (write_fd, true);
+  set_inherited (q->fd, true);
   r = nbd_aio_connect_systemd_socket_activation (nbd, argv);
   set_inherited (write_fd, false);
+  set_inherited (q->fd, false);
   pthread_sigmask (SIG_SETMASK, &old, NULL);
   return r;
 }
@@ -283,6 +288,8 @@ qemu_peer_close (struct nbd_peer *peer)
   struct qemu_peer *q = to_qemu (peer);
 
   close_pipe (q);
+  if (q->fd >= 0)
+    close (q->fd);
   free (q->name);
   free (q->file_name);
   free (q->format_option);
@@ -298,7 +305,7 @@ static const struct nbd_peer_ops qemu_peer_ops = {
   .close = qemu_peer_close,
 };
 
-/*--- Opening. ---------------------------------------------------------*/
+/*--- Is it there? -----------------------------------------------------*/
 
 /* Would the program be found? */
 static bool
@@ -319,6 +326,84 @@ is_installed (void)
   return false;
 }
 
+/*--- Confinement. -----------------------------------------------------*/
+
+/* Formats that may be confined: an image is one file, or QEMU tells of the
+ * others.
+ */
+static const struct {
+  const char *format;
+  bool may_name_files;
+} confinable[] = {
+  { "qcow2", true }, { "qcow", true },  { "qed", true },
+  { "vdi", false },  { "vhdx", false }, { "vpc", false },
+};
+
+static bool
+is_block_device (const char *path)
+{
+  struct stat st;
+
+  return stat (path, &st) == 0 && S_ISBLK (st.st_mode);
+}
+
+/* Let the name for QEMU be the file that was found, whatever happens to its
+ * name, and let no other file be opened for it.
+ */
+static int
+confine_names (struct qemu_peer *q, const struct location *location,
+               const char *format)
+{
+  q->fd = fcntl (location->fd, F_DUPFD_CLOEXEC, 10);
+  if (q->fd == -1)
+    return errno;
+  free (q->file_name);
+  if (asprintf (&q->file_name,
+                "json:{\"driver\": \"%s\", \"backing\": null, \"file\": "
+                "{\"driver\": \"%s\", \"filename\": \"/proc/self/fd/%d\"}}",
+                format,
+                is_block_device (location->path) ? "host_device" : "file",
+                q->fd) == -1)
+    q->file_name = NULL;
+  free (q->format_option);
+  q->format_option = NULL;
+  return q->file_name ? 0 : ENOMEM;
+}
+
+/* What was found under the folder that names are confined to is an image
+ * that may name files itself.  Refuse it then: QEMU would open them.
+ */
+static int
+confine (struct qemu_peer *q, const struct location *location,
+         const char *format, struct failure *failure)
+{
+  bool names = false;
+  size_t i;
+  int r;
+
+  for (i = 0; i < ARRAY_SIZE (confinable); i++)
+    if (strcmp (confinable[i].format, format) == 0)
+      break;
+  if (i == ARRAY_SIZE (confinable))
+    return failure_set_detail (failure, location->name, EACCES,
+                               "images of this format may name other files, "
+                               "and names are confined");
+  r = confine_names (q, location, format);
+  if (r == 0 && confinable[i].may_name_files)
+    r = qemu_info_names_files (q->file_name, q->fd, &names);
+  if (r)
+    return failure_set_detail (failure, location->name, r,
+                               "qemu-img cannot tell whether it names other "
+                               "files, and names are confined");
+  if (names)
+    return failure_set_detail (failure, location->name, EACCES,
+                               "the image names other files, and names are "
+                               "confined");
+  return 0;
+}
+
+/*--- Opening. ---------------------------------------------------------*/
+
 static struct qemu_peer *
 new_peer (const struct location *location,
           const struct backing_options *options)
@@ -332,6 +417,7 @@ new_peer (const struct location *location,
     .fd = -1,
     .is_child = true,
   };
+  q->fd = -1;
   q->log = options->log;
   q->log_opaque = options->log_opaque;
   q->name = strdup (location->name);
@@ -351,6 +437,7 @@ backing_qemu_open (struct backing **backing, const struct location *location,
                    struct failure *failure)
 {
   struct qemu_peer *q;
+  int r;
 
   if (!is_installed ())
     return failure_set_detail (
@@ -360,6 +447,13 @@ backing_qemu_open (struct backing **backing, const struct location *location,
   q = new_peer (location, options);
   if (q == NULL)
     return failure_set (failure, location->name, ENOMEM);
+  if (location->fd >= 0) {
+    r = confine (q, location, options->format, failure);
+    if (r) {
+      qemu_peer_close (&q->peer);
+      return r;
+    }
+  }
   return backing_nbd_open_peer (backing, &q->peer, location->name, options,
                                 failure);
 }
