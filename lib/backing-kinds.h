@@ -37,6 +37,11 @@ backing_open_fn backing_file_open;
 backing_open_fn backing_nbd_open;
 bool backing_nbd_takes (const char *name);
 
+/* Another overlay: a local metadata file, whose names lead to an image
+ * that is a local file and to one more backing file or none.
+ */
+backing_open_fn backing_addcow_open;
+
 /* Anything that QEMU reads: of a format that is not raw, or at a URI of
  * another scheme.
  */

@@ -124,6 +124,8 @@ kind (const struct location *location, const char *format)
     return backing_file_open;
   if (is_raw (format) && backing_nbd_takes (location->name))
     return backing_nbd_open;
+  if (format && strcmp (format, "add-cow") == 0)
+    return backing_addcow_open;
   return backing_qemu_open;
 }
 

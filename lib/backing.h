@@ -23,8 +23,9 @@ struct backing_ops {
   int (*read) (struct backing *, void *buf, size_t count, uint64_t offset);
 
   /* Call FN for extents from OFFSET on, within size_bytes.  It may stop
-   * before COUNT bytes are told of, but tells of one extent at least.
-   * May block.
+   * before COUNT bytes are told of, but tells of one extent at least; with
+   * EXTENT_STOP if the caller had better not ask for the rest now.  May
+   * block.
    */
   int (*extents) (struct backing *, uint64_t count, uint64_t offset,
                   extent_fn *fn, void *opaque);
@@ -88,7 +89,8 @@ struct backing_options {
 /* Open what is at LOCATION, read-only, by what it is:
  *
  *   a local file or block device that is raw   backing-file.c
- *   a raw disk that an NBD server has           backing-nbd.c
+ *   a raw disk that an NBD server has          backing-nbd.c
+ *   another overlay, by its metadata file      backing-addcow.c
  *   anything else that QEMU reads              backing-qemu.c
  *
  * On success *BACKING is closed by the caller.  On failure the error number

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "backing-addcow.h"
 #include "common.h"
 #include "disk.h"
 #include "hints.h"
@@ -25,29 +26,40 @@ same_file (const struct stat *a, const struct stat *b)
   return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }
 
-/* Open and lock the file that has the name now. */
-static int
-open_and_lock (struct disk *disk, bool read_only)
+static const char *
+metadata_path (const struct disk *disk, const struct disk_options *options)
 {
+  return options->metadata_path ? options->metadata_path : disk->file_name;
+}
+
+/* Open and lock the file that has the name now.  A loop is looked for first:
+ * there, it is this process that has the lock.
+ */
+static int
+open_and_lock (struct disk *disk, const struct disk_options *options)
+{
+  const char *path = metadata_path (disk, options);
   int r;
 
-  disk->writable = !read_only;
-  r = metadata_open (disk->file_name, disk->writable, &disk->metadata_fd);
+  disk->writable = !options->read_only;
+  r = metadata_open (path, disk->writable, &disk->metadata_fd);
   if (disk->writable && (r == EACCES || r == EPERM || r == EROFS)) {
     disk->writable = false;
-    r = metadata_open (disk->file_name, false, &disk->metadata_fd);
+    r = metadata_open (path, false, &disk->metadata_fd);
   }
+  if (r == 0)
+    r = chain_check_file (options->backing.chain, disk->metadata_fd);
   return r ? r : lock_metadata (disk->metadata_fd, disk->writable);
 }
 
 /* Is what is open the file that has the name? */
 static bool
-has_name (const struct disk *disk)
+has_name (const struct disk *disk, const char *path)
 {
   struct stat named, opened;
 
-  return stat (disk->file_name, &named) == 0 &&
-         fstat (disk->metadata_fd, &opened) == 0 && same_file (&named, &opened);
+  return stat (path, &named) == 0 && fstat (disk->metadata_fd, &opened) == 0 &&
+         same_file (&named, &opened);
 }
 
 /* A server before us may have failed to sync the bitmap.  The kernel takes
@@ -73,15 +85,15 @@ forget_cached (int fd)
  * locked; that lock would keep nobody from the new one.
  */
 static int
-open_metadata (struct disk *disk, bool read_only)
+open_metadata (struct disk *disk, const struct disk_options *options)
 {
   int i, r;
 
   for (i = 0; i < MAX_OPENS; i++) {
-    r = open_and_lock (disk, read_only);
+    r = open_and_lock (disk, options);
     if (r)
       return r;
-    if (has_name (disk))
+    if (has_name (disk, metadata_path (disk, options)))
       break;
     close (disk->metadata_fd);
     disk->metadata_fd = -1;
@@ -141,7 +153,7 @@ resolve_names (struct disk *disk, const struct disk_options *options,
   CLEANUP_FREE char *folder = NULL;
   int r;
 
-  r = name_folder (disk->file_name, &folder);
+  r = name_folder (metadata_path (disk, options), &folder);
   if (r)
     return failure_set (failure, disk->file_name, r);
   r = find_image (disk, folder, options, failure);
@@ -229,12 +241,17 @@ open_backing (struct disk *disk, const struct disk_options *options,
 {
   struct backing_options backing = options->backing;
   struct hints hints = { .has_size = false };
+  struct chain link;
   int r;
 
   if (options->backing_name == NULL)
     format_get_hints (&disk->header, &hints);
   if (backing.format == NULL && hints.format[0])
     backing.format = hints.format;
+  r = chain_link (&link, backing.chain, disk->metadata_fd, disk->image_fd);
+  if (r)
+    return failure_set (failure, disk->file_name, r);
+  backing.chain = &link;
   r = backing_open (&disk->backing, &disk->backing_location, &backing, failure);
   if (r)
     return r;
@@ -248,7 +265,9 @@ open_all (struct disk *disk, const struct disk_options *options,
 {
   int r;
 
-  r = open_metadata (disk, options->read_only);
+  r = chain_check_length (options->backing.chain);
+  if (r == 0)
+    r = open_metadata (disk, options);
   if (r)
     return failure_set (failure, disk->file_name, r);
   r = resolve_names (disk, options, failure);

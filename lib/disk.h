@@ -25,6 +25,11 @@ struct disk_options {
   /* Where the image is, instead of where the header says; or NULL. */
   const char *image_path;
 
+  /* By which the metadata file is opened, if that is not its name: see
+   * struct location; or NULL.
+   */
+  const char *metadata_path;
+
   /* The image is a local raw file or block device: an error if it is
    * missing, unreadable or too short.  Otherwise what stands at its path
    * is only locked, if there is something.

@@ -24,6 +24,7 @@ enum addcow_error {
   ADDCOW_E_NOT_DISK,          /* neither regular file nor block device */
   ADDCOW_E_URI,               /* a URI where a local file is needed */
   ADDCOW_E_IMAGE_SHORT,       /* image shorter than the virtual disk */
+  ADDCOW_E_NO_IMAGE,          /* a header names none, where it must */
   ADDCOW_E_IMAGE_IS_METADATA, /* two names of one file */
   ADDCOW_E_BACKING_IS_METADATA,
   ADDCOW_E_BACKING_IS_IMAGE,

@@ -1140,8 +1140,10 @@ overlay_extents (struct overlay *ov, struct image *image, uint64_t count,
     if (next_piece (ov, end - j.offset, j.offset, &allocated, &n, fault) == -1)
       return -1;
     r = extents_of_piece (ov, image, allocated, n, &j, fault);
-    if (r)
-      return r == 1 ? 0 : -1;
+    if (r == -1)
+      return -1;
+    if (r == 1)
+      break;
   }
   r = joiner_tell (&j);
   return r > 0 ? set_fault (fault, FAULT_MEMORY, r) : 0;
