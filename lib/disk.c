@@ -150,9 +150,12 @@ static int
 resolve_names (struct disk *disk, const struct disk_options *options,
                struct failure *failure)
 {
+  const char *confine = options->backing.confine;
   CLEANUP_FREE char *folder = NULL;
   int r;
 
+  if (confine && (r = confine_check (confine)))
+    return failure_set (failure, confine, r);
   r = name_folder (metadata_path (disk, options), &folder);
   if (r)
     return failure_set (failure, disk->file_name, r);

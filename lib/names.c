@@ -149,6 +149,21 @@ open_under (int folder, int file, int *fd)
 }
 
 static int
+open_confine (const char *confine, int *fd)
+{
+  *fd = open (confine, O_PATH | O_DIRECTORY | O_CLOEXEC);
+  return *fd >= 0 ? 0 : errno;
+}
+
+int
+confine_check (const char *confine)
+{
+  CLEANUP_CLOSE int folder = -1;
+
+  return open_confine (confine, &folder);
+}
+
+static int
 confine_location (struct location *location, const char *confine)
 {
   CLEANUP_CLOSE int folder = -1;
@@ -157,9 +172,9 @@ confine_location (struct location *location, const char *confine)
 
   if (location->path == NULL)
     return ADDCOW_E_OUTSIDE;
-  folder = open (confine, O_PATH | O_DIRECTORY | O_CLOEXEC);
-  if (folder == -1)
-    return errno;
+  r = open_confine (confine, &folder);
+  if (r)
+    return r;
   file = open (location->path, O_PATH | O_CLOEXEC);
   if (file == -1)
     return errno;

@@ -61,6 +61,11 @@ struct location {
 int location_find (struct location *location, const char *folder,
                    const char *name, const char *confine);
 
+/* Can names be confined to CONFINE, is it a folder?  Returns 0 or an
+ * errno, so that what is wrong with it is not told of a name.
+ */
+int confine_check (const char *confine);
+
 /* The location of a local file at PATH, or of a URI, as it stands. */
 int location_set (struct location *location, const char *name);
 
