@@ -203,7 +203,7 @@ addcow_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
   "addcow-backing=<NAME>   Read unallocated sectors from here instead of\n" \
   "                        from where the metadata file says; none: they\n" \
   "                        are zeroes.\n" \
-  "addcow-backing-format=<F>  What the backing file is: raw.\n" \
+  "addcow-backing-format=<F>  What the backing file is: raw, add-cow.\n" \
   "addcow-backing-timeout=<SECONDS>  How long to wait for an NBD server\n" \
   "                        that was lost (default 30).\n" \
   "addcow-commit-interval=<SECONDS>  Make new allocations durable so\n" \
