@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * Overlays whose backing files are overlays: as many as there may be on the
- * stack of a thread, loops, extents.
+ * stack of a thread, loops, files that change their names, extents.
  */
 
 #include <config.h>
@@ -231,6 +231,34 @@ test_image_below (void)
   CHECK (strstr (failure.file_name, "/2.add-cow") != NULL);
 }
 
+/* What a name led to, and not what has the name now. */
+static void
+test_pinned (void)
+{
+  CLEANUP_FAILURE struct failure failure = { 0 };
+  CLEANUP_FREE char *path = file_in ("%u.add-cow", 0);
+  CLEANUP_FREE char *away = file_in ("%u.add-cow", 1);
+  const struct backing_options options = {
+    .format = "add-cow",
+    .confine = folder,
+  };
+  struct location location;
+  struct backing *backing;
+  char byte;
+
+  make_image ("old.raw", 8, 'o');
+  make_image ("new.raw", 8, 'n');
+  set_bit (make_overlay (0, 8, "", "old.raw"), 0);
+  CHECK_EQ (location_find (&location, folder, "0.add-cow", folder), 0);
+  CHECK_EQ (rename (path, away), 0);
+  set_bit (make_overlay (0, 8, "", "new.raw"), 0);
+  CHECK_EQ (backing_open (&backing, &location, &options, &failure), 0);
+  location_clear (&location);
+  CHECK_EQ (backing_read (backing, &byte, 1, 0), 0);
+  CHECK_EQ (byte, 'o');
+  backing_close (backing);
+}
+
 /*--- Extents. ---------------------------------------------------------*/
 
 /* More of them than one call looks at. */
@@ -309,6 +337,7 @@ main (void)
   test_long ();
   test_loops ();
   test_image_below ();
+  test_pinned ();
   test_extents (true);
   test_extents (false);
   free (folder);
