@@ -91,7 +91,7 @@ img_failure (const struct failure *failure)
 {
   const char *name = failure->file_name ? failure->file_name : "?";
 
-  if (failure->err == ADDCOW_E_FOREIGN_FORMAT)
+  if (failure->err == ADDCOW_E_FOREIGN_FORMAT && failure->detail == NULL)
     img_error ("%s: begins like a disk image of the format %s, and is read "
                "as raw only when told to: give -F %s, or -F raw to insist",
                name, failure->format, failure->format);

@@ -10,6 +10,7 @@
 #include <config.h>
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "backing-addcow.h"
@@ -172,6 +173,25 @@ static const struct backing_ops backing_addcow_ops = {
   .close = backing_addcow_close,
 };
 
+/* What the backing file of an overlay below is cannot be told from here:
+ * its header has to say it.
+ */
+static void
+word_foreign_format (struct failure *failure, const char *metadata)
+{
+  CLEANUP_FREE char *name = failure->file_name;
+  CLEANUP_FREE char *detail = NULL;
+
+  failure->file_name = NULL;
+  if (asprintf (&detail,
+                "begins like a disk image of the format %s, and is read as "
+                "raw only when %s says so: make that with addcow-img create "
+                "-F %s, or -F raw to insist",
+                failure->format, metadata, failure->format) == -1)
+    detail = NULL;
+  failure_set_detail (failure, name ? name : metadata, failure->err, detail);
+}
+
 /* Its header alone says where its files are and what they are. */
 static int
 open_below (struct disk **disk, const struct location *location,
@@ -183,9 +203,13 @@ open_below (struct disk **disk, const struct location *location,
     .metadata_path = location->path,
     .backing = *options,
   };
+  int r;
 
   below.backing.format = NULL;
-  return disk_open (disk, location->name, &below, failure);
+  r = disk_open (disk, location->name, &below, failure);
+  if (r == ADDCOW_E_FOREIGN_FORMAT && failure->detail == NULL)
+    word_foreign_format (failure, location->name);
+  return r;
 }
 
 int

@@ -230,6 +230,10 @@ metadata bad.add-cow size=$size backing=base.img image=nbd://localhost
 below "nbd://localhost: is a URI" bad.add-cow
 metadata bad.add-cow size=1000 image=mid.raw
 below "bad.add-cow: corrupt header: the disk size" bad.add-cow
+# What is wrong there no parameter can mend.
+printf 'QFI\xfb' > foreign.img
+metadata bad.add-cow size=$size backing=foreign.img image=mid.raw
+below "raw only when $PWD/bad.add-cow says so" bad.add-cow
 if [ -n "$root" ]; then
     install -m 000 mid.add-cow bad.add-cow
     overlay x.add-cow size=$size backing=bad.add-cow image=top.raw
@@ -237,7 +241,7 @@ if [ -n "$root" ]; then
         serve -r file addcow=x.add-cow
     rm x.add-cow
 fi
-rm -rf bad.add-cow short.raw folder fifo
+rm -rf bad.add-cow foreign.img short.raw folder fifo
 
 # Loops.
 same="backing file and metadata file are the same file"

@@ -57,7 +57,7 @@ report_failure (const struct failure *f)
 
   if (f->err == ADDCOW_E_IN_USE)
     nbdkit_error ("%s is in use by another process", name);
-  else if (f->err == ADDCOW_E_FOREIGN_FORMAT)
+  else if (f->err == ADDCOW_E_FOREIGN_FORMAT && f->detail == NULL)
     nbdkit_error ("%s: begins like a disk image of the format %s, and is "
                   "read as raw only when told to: give "
                   "addcow-backing-format=%s, or addcow-backing-format=raw "
@@ -203,7 +203,8 @@ addcow_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
   "addcow-backing=<NAME>   Read unallocated sectors from here instead of\n" \
   "                        from where the metadata file says; none: they\n" \
   "                        are zeroes.\n" \
-  "addcow-backing-format=<F>  What the backing file is: raw, add-cow.\n" \
+  "addcow-backing-format=<F>  What the backing file is: raw, add-cow,\n" \
+  "                        qcow2, or what else QEMU reads.\n" \
   "addcow-backing-timeout=<SECONDS>  How long to wait for an NBD server\n" \
   "                        that was lost (default 30).\n" \
   "addcow-commit-interval=<SECONDS>  Make new allocations durable so\n" \
