@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,6 +41,7 @@ struct nbd_client {
   struct nbd_peer *peer;
   struct nbd_client_options options;
   uint64_t size_bytes;
+  struct nbd_limits limits;
   int wake_fd; /* an eventfd: the thread has something to look at */
 
   pthread_mutex_t lock; /* protects all that follows */
@@ -52,11 +54,13 @@ struct nbd_client {
   char *why_unusable;     /* or NULL: the server closed it */
   unsigned polled_for;    /* directions that the thread waits for */
   int64_t heard_ms;       /* when the server last sent something */
-  struct nbd_limits limits;
   bool has_cache;
 
   struct nbd_request *queued, *in_flight;
   unsigned nr_caches;
+
+  /* What shall be sent by who has the lock, see release; linked by next. */
+  struct nbd_request *_Atomic incoming;
 };
 
 static int64_t
@@ -293,10 +297,43 @@ submit_locked (struct nbd_client *c, struct nbd_request *r)
 }
 
 static void
+take_incoming_locked (struct nbd_client *c)
+{
+  struct nbd_request *r, *next;
+
+  for (r = atomic_exchange (&c->incoming, NULL); r; r = next) {
+    next = r->next;
+    submit_locked (c, r);
+  }
+}
+
+/* Release lock, after all that came in meanwhile was sent.  Who comes later
+ * than that finds the lock free, or is found by who has it.
+ */
+static void
+release (struct nbd_client *c)
+{
+  do {
+    take_incoming_locked (c);
+    pthread_mutex_unlock (&c->lock);
+    atomic_thread_fence (memory_order_seq_cst);
+  } while (c->incoming && pthread_mutex_trylock (&c->lock) == 0);
+}
+
+/* Nobody waits here for the thread to take what the server sent: who has
+ * the lock sends R too.
+ */
+static void
 submit (struct nbd_client *c, struct nbd_request *r)
 {
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
-  submit_locked (c, r);
+  struct nbd_request *first = c->incoming;
+
+  do
+    r->next = first;
+  while (!atomic_compare_exchange_weak (&c->incoming, &first, r));
+  atomic_thread_fence (memory_order_seq_cst);
+  if (pthread_mutex_trylock (&c->lock) == 0)
+    release (c);
 }
 
 static void
@@ -336,31 +373,28 @@ nbd_client_extents (struct nbd_client *c, struct nbd_request *r, size_t count,
 void
 nbd_client_cache (struct nbd_client *c, uint64_t count, uint64_t offset)
 {
-  struct nbd_request *r;
-
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
+  pthread_mutex_lock (&c->lock);
   while (count > 0 && c->nbd && c->has_cache && c->nr_caches < MAX_CACHES) {
     const size_t n = MIN (count, c->limits.maximum);
+    struct nbd_request *r = malloc (sizeof *r);
 
-    r = malloc (sizeof *r);
     if (r == NULL)
-      return;
+      break;
     request_init (r, c, NBD_REQUEST_CACHE, n, offset);
     c->nr_caches++;
     submit_locked (c, r);
     count -= n;
     offset += n;
   }
+  release (c);
 }
 
 /* The deadline of R has passed: is it over, or will it be soon? */
 static bool
-expire (struct nbd_request *r)
+expire_locked (struct nbd_client *c, struct nbd_request *r)
 {
-  struct nbd_client *c = r->client;
   int64_t more;
 
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
   if (r->is_over)
     return true;
   if (r->state == NBD_REQUEST_QUEUED) {
@@ -379,6 +413,19 @@ expire (struct nbd_request *r)
   unusable_locked (c, strdup ("the server does not answer"));
   wake (c);
   return true;
+}
+
+static bool
+expire (struct nbd_request *r)
+{
+  struct nbd_client *c = r->client;
+  bool is_over;
+
+  pthread_mutex_lock (&c->lock);
+  take_incoming_locked (c);
+  is_over = expire_locked (c, r);
+  release (c);
+  return is_over;
 }
 
 int
@@ -450,7 +497,7 @@ wait_for_any (struct nbd_client *c, struct nbd_handle *nbd, int timeout,
 
   if (locked) {
     c->polled_for = direction;
-    pthread_mutex_unlock (&c->lock);
+    release (c);
   }
   if (poll (fds, ARRAY_SIZE (fds), timeout) == -1)
     fds[0].revents = fds[1].revents = fds[2].revents = 0;
@@ -478,8 +525,12 @@ wait_for_any (struct nbd_client *c, struct nbd_handle *nbd, int timeout,
 static bool
 must_stop (struct nbd_client *c)
 {
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
-  return c->stop;
+  bool stop;
+
+  pthread_mutex_lock (&c->lock);
+  stop = c->stop;
+  release (c);
+  return stop;
 }
 
 /* Wait until NBD, which connects, is ready.  Returns 0, or an errno and
@@ -597,15 +648,32 @@ connect_handle (struct nbd_client *c, struct nbd_handle **ret,
   return r;
 }
 
-static void
-use_facts_locked (struct nbd_client *c, const struct facts *facts)
+/* Is what a server says of itself not what was said before?  If so, in
+ * words which the caller frees.  Requests are cut as was said before.
+ */
+static char *
+compare_facts (const struct nbd_client *c, const struct facts *facts)
 {
-  c->limits = facts->limits;
-  c->has_cache = facts->has_cache;
+  char *text = NULL;
+  int n = 0;
+
+  if (facts->size_bytes != c->size_bytes)
+    n = asprintf (&text,
+                  "the server is refused: it has %" PRIu64 " bytes now, and "
+                  "had %" PRIu64,
+                  facts->size_bytes, c->size_bytes);
+  else if (facts->limits.minimum > c->limits.minimum ||
+           facts->limits.maximum < c->limits.maximum)
+    n = asprintf (&text,
+                  "the server is refused: it takes requests of %" PRIu32
+                  " to %" PRIu32 " bytes now, and took %" PRIu32 " to %" PRIu32,
+                  facts->limits.minimum, facts->limits.maximum,
+                  c->limits.minimum, c->limits.maximum);
+  return n == -1 ? strdup ("the server is refused") : text;
 }
 
-/* As connect_handle, for a client that was connected before: another size
- * is a failure too.
+/* As connect_handle, for a client that was connected before: a server that
+ * is another one is a failure too.
  */
 static int
 reconnect_handle (struct nbd_client *c, struct nbd_handle **nbd,
@@ -613,14 +681,12 @@ reconnect_handle (struct nbd_client *c, struct nbd_handle **nbd,
 {
   const int r = connect_handle (c, nbd, facts, why);
 
-  if (r || facts->size_bytes == c->size_bytes)
+  if (r)
     return r;
+  *why = compare_facts (c, facts);
+  if (*why == NULL)
+    return 0;
   close_handle (c, *nbd);
-  if (asprintf (why,
-                "the server is refused: it has %" PRIu64 " bytes now, and "
-                "had %" PRIu64,
-                facts->size_bytes, c->size_bytes) == -1)
-    *why = NULL;
   return EIO;
 }
 
@@ -673,7 +739,7 @@ lose_connection_locked (struct nbd_client *c, struct attempts *a)
 
   c->why_unusable = NULL;
   c->nbd = NULL;
-  pthread_mutex_unlock (&c->lock);
+  release (c);
   close_handle (c, nbd);
   say_lost (c, why ? why : "the server closed it");
   pthread_mutex_lock (&c->lock);
@@ -717,7 +783,7 @@ try_to_connect_locked (struct nbd_client *c, struct attempts *a)
   struct facts facts;
   char *why;
 
-  pthread_mutex_unlock (&c->lock);
+  release (c);
   if (reconnect_handle (c, &nbd, &facts, &why)) {
     nbd = NULL;
     say_failed (c, a, why);
@@ -736,7 +802,7 @@ try_to_connect_locked (struct nbd_client *c, struct attempts *a)
   c->nbd = nbd;
   c->heard_ms = now_ms ();
   c->polled_for = 0;
-  use_facts_locked (c, &facts);
+  c->has_cache = facts.has_cache;
   issue_queued_locked (c);
 }
 
@@ -766,9 +832,10 @@ client_thread (void *opaque)
   struct nbd_client *c = opaque;
   struct attempts attempts = { .pause_ms = FIRST_PAUSE_MS };
 
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
+  pthread_mutex_lock (&c->lock);
   while (!c->stop)
     turn_locked (c, &attempts);
+  release (c);
   free (attempts.said);
   return NULL;
 }
@@ -802,7 +869,8 @@ first_connection (struct nbd_client *c, char **why)
   if (r)
     return r;
   c->size_bytes = facts.size_bytes;
-  use_facts_locked (c, &facts);
+  c->limits = facts.limits;
+  c->has_cache = facts.has_cache;
   c->nbd = nbd;
   return 0;
 }
@@ -843,7 +911,7 @@ stop_thread (struct nbd_client *c)
   pthread_mutex_lock (&c->lock);
   c->stop = true;
   running = c->running;
-  pthread_mutex_unlock (&c->lock);
+  release (c);
   wake (c);
   if (running)
     pthread_join (c->thread, NULL);
@@ -890,8 +958,7 @@ nbd_client_close (struct nbd_client *c)
 }
 
 struct nbd_limits
-nbd_client_limits (struct nbd_client *c)
+nbd_client_limits (const struct nbd_client *c)
 {
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
   return c->limits;
 }

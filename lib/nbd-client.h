@@ -25,7 +25,9 @@
  * shutting down, or gone, is not.
  *
  * Requests are sent by who makes them, and not by way of the thread, which
- * is woken only when the socket takes no more or the handle is lost.
+ * is woken only when the socket takes no more or the handle is lost.  Who
+ * finds the lock taken does not wait for it: who has it sends that request
+ * too before it is released.  So many who read do not sleep for each other.
  *
  * The thread is started by the first request.  See nbd_client_rest for
  * processes that fork.
@@ -34,6 +36,7 @@
  * -----
  * client->lock protects the handle and both lists; libnbd calls back with
  * it held.  Not held while waiting for the server or connecting to it.
+ * What comes in while it is held is on a list that needs no lock.
  */
 
 #ifndef ADDCOW_NBD_CLIENT_H
@@ -112,15 +115,16 @@ void nbd_client_rest (struct nbd_client *client);
 /* Nobody uses CLIENT any more; NULL is ignored.  Waits for the thread. */
 void nbd_client_close (struct nbd_client *client);
 
-/* What the server, as it was connected last, takes.  Offsets and lengths of
- * requests are multiples of minimum, a power of two, but at the end of the
- * disk; lengths are at most maximum, a multiple of it.  Takes lock.
+/* What the server takes.  Offsets and lengths of requests are multiples of
+ * minimum, a power of two, but at the end of the disk; lengths are at most
+ * maximum, a multiple of it.  Takes no lock: a server that comes back and
+ * takes less is refused.
  */
 struct nbd_limits {
   uint32_t minimum, maximum;
-  bool has_extents; /* it tells of extents */
+  bool has_extents; /* it tells, or told, of extents */
 };
-struct nbd_limits nbd_client_limits (struct nbd_client *client);
+struct nbd_limits nbd_client_limits (const struct nbd_client *client);
 
 /* Something asked of the server: the caller's, in place until it was
  * waited for.  Protected by lock but for what is said.
