@@ -72,11 +72,15 @@ fetch_extents (void *opaque, uint64_t count, uint64_t offset, extent_fn *fn,
   struct backing_nbd *nbd = opaque;
   const struct nbd_limits limits = nbd_client_limits (nbd->client);
   const uint64_t whole = count - count % limits.minimum;
+  const uint64_t before = offset % limits.minimum;
   struct nbd_request request;
   int r;
 
-  if (!limits.has_extents || whole == 0 || offset % limits.minimum)
+  if (!limits.has_extents || whole == 0)
     return fn (fn_opaque, count, 0);
+  /* An extent ended within a block. */
+  if (before)
+    return fn (fn_opaque, MIN (count, limits.minimum - before), 0);
   nbd_client_extents (nbd->client, &request, whole, offset);
   r = nbd_client_wait (&request);
   if (r == 0)
