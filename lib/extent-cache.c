@@ -296,6 +296,13 @@ extent_cache_look (struct extent_cache *cache, uint64_t offset, unsigned *type,
   return 0;
 }
 
+size_t
+extent_cache_bytes (struct extent_cache *cache)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&cache->lock);
+  return cache->nr_bytes;
+}
+
 void
 extent_cache_free (struct extent_cache *cache)
 {

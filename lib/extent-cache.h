@@ -48,4 +48,7 @@ void extent_cache_free (struct extent_cache *cache);
 int extent_cache_look (struct extent_cache *cache, uint64_t offset,
                        unsigned *type, uint64_t *count);
 
+/* How much memory is taken now, about.  Takes lock. */
+size_t extent_cache_bytes (struct extent_cache *cache);
+
 #endif /* ADDCOW_EXTENT_CACHE_H */
