@@ -744,6 +744,9 @@ lose_connection_locked (struct nbd_client *c, struct attempts *a)
   say_lost (c, why ? why : "the server closed it");
   pthread_mutex_lock (&c->lock);
 
+  /* Who waited too long meanwhile may have wanted the same. */
+  free (c->why_unusable);
+  c->why_unusable = NULL;
   c->unusable = false;
   while ((r = c->in_flight) != NULL) {
     unlink_locked (r);
@@ -751,7 +754,7 @@ lose_connection_locked (struct nbd_client *c, struct attempts *a)
     r->extents = NULL;
     if (r->expired)
       r->lost = true;
-    if (r->expired || r->type == NBD_REQUEST_CACHE)
+    if (r->expired)
       over_locked (r, EIO);
     else
       link_locked (r, NBD_REQUEST_QUEUED);
