@@ -253,12 +253,12 @@ static int
 backing_nbd_cache (struct backing *backing, uint64_t count, uint64_t offset)
 {
   struct backing_nbd *nbd = to_nbd (backing);
-  const struct nbd_limits limits = nbd_client_limits (nbd->client);
-  const uint64_t begin = offset - offset % limits.minimum;
-  const uint64_t end = offset + count - (offset + count) % limits.minimum;
+  const uint64_t mask = nbd_client_limits (nbd->client).minimum - 1;
+  const uint64_t begin = offset & ~mask;
+  const uint64_t end = MIN ((offset + count + mask) & ~mask,
+                            backing->size_bytes);
 
-  if (begin < end)
-    nbd_client_cache (nbd->client, end - begin, begin);
+  nbd_client_cache (nbd->client, end - begin, begin);
   return 0;
 }
 
