@@ -20,7 +20,7 @@ disk_size=
 lying ()
 {
     rm -f base.sock vm.* log
-    python "$abs_srcdir/lying_server.py" base.sock base.img "$@" &
+    /usr/bin/python3 "$abs_srcdir/lying_server.py" base.sock base.img "$@" &
     base_pid=$!
     cleanup_fn "end $base_pid"
     wait_for test -S base.sock
@@ -127,7 +127,7 @@ assert h.pread(4096, (1 << 40) - 4096) == bytes(4096)'
 over
 disk_size=
 rm -f base.sock
-python "$abs_srcdir/lying_server.py" base.sock base.img huge &
+/usr/bin/python3 "$abs_srcdir/lying_server.py" base.sock base.img huge &
 base_pid=$!
 cleanup_fn "end $base_pid"
 wait_for test -S base.sock
