@@ -174,7 +174,10 @@ test_once (uint64_t seed)
 
   CHECK (cache != NULL);
   look_in_parallel (cache, &far, 500);
-  /* As few as there are, but for the ends of parts and of fetches. */
+  /* Once all is known there are no more than there are, but for the ends
+   * of parts.
+   */
+  walk (cache, &far);
   for (offset = 0; offset < far.size_bytes; offset += run_at (&far, offset))
     n++;
   CHECK_EQ (walk (cache, &far), n);
