@@ -9,6 +9,7 @@
 
 #include <config.h>
 
+#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -360,6 +361,7 @@ backing_nbd_open_peer (struct backing **backing, struct nbd_peer *peer,
 struct uri_peer {
   struct nbd_peer peer;
   char *uri;
+  bool unchecked; /* not connected to, as it could not be checked */
 };
 
 /* The part of an old name behind WHAT, if it begins so. */
@@ -408,15 +410,72 @@ connect_old_name (struct nbd_handle *nbd, const char *name)
   return address ? connect_address (nbd, address) : -1;
 }
 
+#define CERTIFICATES "tls-certificates="
+#define CA_CERTIFICATE "/ca-cert.pem"
+
+/* The folder that the query of URI names, or NULL.  The caller frees it. */
+static char *
+certificates_folder (const char *uri)
+{
+  const char *from = strstr (uri, CERTIFICATES);
+  char *folder, *to;
+  unsigned byte;
+
+  if (from == NULL || (from[-1] != '?' && from[-1] != '&'))
+    return NULL;
+  from += strlen (CERTIFICATES);
+  folder = to = strndup (from, strcspn (from, "&#"));
+  if (folder == NULL)
+    return NULL;
+  for (from = folder; *from; to++)
+    if (from[0] == '%' && isxdigit ((unsigned char) from[1]) &&
+        isxdigit ((unsigned char) from[2])) {
+      sscanf (from + 1, "%2x", &byte);
+      *to = byte;
+      from += 3;
+    }
+    else
+      *to = *from++;
+  *to = '\0';
+  return folder;
+}
+
+/* libnbd takes certificates that it cannot read for none, and then does
+ * not check who the server is.  That may begin when the server of the
+ * overlay changes its user.
+ */
+static bool
+can_check_server (const char *uri)
+{
+  CLEANUP_FREE char *folder = certificates_folder (uri);
+  CLEANUP_FREE char *file = NULL;
+
+  if (folder == NULL)
+    return true;
+  if (asprintf (&file, "%s" CA_CERTIFICATE, folder) == -1)
+    file = NULL;
+  return file && access (file, R_OK) == 0;
+}
+
 static int
 uri_peer_connect (struct nbd_peer *peer, struct nbd_handle *nbd)
 {
-  const char *uri = container_of (peer, struct uri_peer, peer)->uri;
-  const char *old = behind (uri, "nbd:");
+  struct uri_peer *p = container_of (peer, struct uri_peer, peer);
+  const char *old = behind (p->uri, "nbd:");
 
   if (old && strncmp (old, "//", 2) != 0)
     return connect_old_name (nbd, old);
-  return nbd_aio_connect_uri (nbd, uri);
+  p->unchecked = !can_check_server (p->uri);
+  return p->unchecked ? -1 : nbd_aio_connect_uri (nbd, p->uri);
+}
+
+static const char *
+uri_peer_why (struct nbd_peer *peer, const char *why)
+{
+  if (!container_of (peer, struct uri_peer, peer)->unchecked)
+    return why;
+  return "the server cannot be checked: there is no ca-cert.pem that can be "
+         "read in the folder of tls-certificates";
 }
 
 static void
@@ -430,6 +489,7 @@ uri_peer_close (struct nbd_peer *peer)
 
 static const struct nbd_peer_ops uri_peer_ops = {
   .connect = uri_peer_connect,
+  .why = uri_peer_why,
   .close = uri_peer_close,
 };
 

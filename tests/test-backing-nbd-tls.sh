@@ -124,4 +124,30 @@ accepted "nbds://localhost:$base_port/?tls-certificates=$PWD/trusting"
 not_accepted "nbds://localhost:$base_port/?tls-certificates=$PWD/distrusting"
 # It is not who was asked for.
 not_accepted "nbds://127.0.0.1:$base_port/?tls-certificates=$PWD/trusting"
-end "$base_pid"
+# Certificates that cannot be read check nothing: nobody is believed then.
+unchecked="the server cannot be checked: there is no ca-cert.pem"
+mkdir none "a space"
+cp good/ca-cert.pem "a space"
+accepted "nbds://localhost:$base_port/?tls-certificates=$PWD/a%20space"
+for folder in none missing a%2 %; do
+    not_accepted "nbds://localhost:$base_port/?tls-certificates=$PWD/$folder"
+    grep -F "$unchecked" "$tmp/stderr"
+done
+
+# Nor when that happens while they are needed again.
+rm -f vm.*
+addcow-img create \
+    -b "nbds://localhost:$base_port/?tls-certificates=$PWD/trusting" vm.add-cow
+start_nbdkit sock --filter="$addcow" file addcow=vm.add-cow \
+    addcow-backing-timeout=1 2>log
+nbdsh -u "$uri" -c 'h.pread(512, 0)'
+mv trusting/ca-cert.pem moved
+end "$base_pid" KILL
+nbdsh -u "$uri" -c '
+try:
+    h.pread(512, 512)
+    assert False
+except nbd.Error as e:
+    assert e.errno == "EIO", e'
+cat log
+grep -F "cannot connect: $unchecked" log
