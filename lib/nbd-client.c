@@ -178,6 +178,13 @@ is_loss (int err)
   return err == ENOTCONN || err == ESHUTDOWN;
 }
 
+/* A server may say that it has sent all, and leave something out. */
+static int
+missing_locked (const struct nbd_request *r)
+{
+  return r->type == NBD_REQUEST_READ && r->nr_seen != r->count ? EIO : 0;
+}
+
 /* Called by libnbd, by whoever called that with the lock held. */
 static int
 completed_locked (void *opaque, int *error)
@@ -188,9 +195,21 @@ completed_locked (void *opaque, int *error)
     r->client->unusable = true; /* R is queued again by who closes it */
   else {
     unlink_locked (r);
-    over_locked (r, *error);
+    over_locked (r, *error ? *error : missing_locked (r));
   }
   return 1;
+}
+
+/* libnbd counts too, but tells only who asks for a completed command. */
+static int
+chunk_locked (void *opaque, const void *data UNUSED, size_t count,
+              uint64_t offset UNUSED, unsigned status, int *error UNUSED)
+{
+  struct nbd_request *r = opaque;
+
+  if (status != LIBNBD_READ_ERROR)
+    r->nr_seen += count;
+  return 0;
 }
 
 static int
@@ -218,6 +237,10 @@ send_locked (struct nbd_client *c, struct nbd_request *r)
     .callback = completed_locked,
     .user_data = r,
   };
+  const nbd_chunk_callback chunk = {
+    .callback = chunk_locked,
+    .user_data = r,
+  };
   const nbd_extent_callback extents = {
     .callback = extents_locked,
     .user_data = r,
@@ -225,7 +248,9 @@ send_locked (struct nbd_client *c, struct nbd_request *r)
 
   switch (r->type) {
   case NBD_REQUEST_READ:
-    return nbd_aio_pread (c->nbd, r->buf, r->count, r->offset, completed, 0);
+    r->nr_seen = 0;
+    return nbd_aio_pread_structured (c->nbd, r->buf, r->count, r->offset, chunk,
+                                     completed, 0);
   case NBD_REQUEST_EXTENTS:
     return nbd_aio_block_status (c->nbd, r->count, r->offset, extents,
                                  completed, 0);

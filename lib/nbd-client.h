@@ -145,6 +145,7 @@ struct nbd_request {
   struct nbd_request *prev, *next; /* in the list of that state */
   bool expired;                    /* waited too long, in flight */
 
+  size_t nr_seen;    /* bytes that were read */
   uint32_t *extents; /* pairs of length and type, or NULL */
   size_t nr_extents; /* numbers in it */
 

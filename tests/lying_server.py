@@ -118,6 +118,12 @@ class Connection:
                        struct.pack(">Q", offset + count) + bytes(count))
         elif lie == "shutdown":
             self.error(cookie, ESHUTDOWN)
+        elif lie == "left-out" and kind == READ:
+            self.chunk(cookie, OFFSET_DATA, struct.pack(">Q", offset) +
+                       self.disk[offset:offset + count // 2], flags=0)
+            self.chunk(cookie, NONE)
+        elif lie == "nothing" and kind == READ:
+            self.chunk(cookie, NONE)
         elif kind == READ:
             self.read(cookie, offset, count)
         elif kind == BLOCK_STATUS:

@@ -93,9 +93,10 @@ for lie in close half garbage cookie elsewhere shutdown; do
     over
 done
 
-# For ever: an error, in time, and the rest goes on.
+# For ever, or without a lost connection: an error, in time, and the rest
+# goes on.
 seconds=1
-for lie in close half garbage cookie elsewhere shutdown; do
+for lie in close half garbage cookie elsewhere shutdown left-out nothing; do
     lying $lie
     python - "$uri" <<'PY'
 import sys
