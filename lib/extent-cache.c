@@ -30,7 +30,7 @@ struct spans {
 struct part {
   uint64_t number; /* it begins at number * PART */
   struct spans spans;
-  bool fetching;            /* by somebody: not to be forgotten */
+  unsigned nr_fetching;     /* who fetch: not to be forgotten */
   struct part *prev, *next; /* in the order in which they were looked at */
 };
 
@@ -43,6 +43,7 @@ struct extent_cache {
   pthread_mutex_t lock; /* protects all that follows */
   pthread_cond_t fetched;
   void *tree;                   /* of parts, by number: see tsearch(3) */
+  unsigned nr_failed;           /* fetches */
   struct part *newest, *oldest; /* looked at */
   size_t nr_bytes;              /* that all parts take */
 };
@@ -121,7 +122,7 @@ shrink (struct extent_cache *cache, const struct part *keep)
 
   for (; part && cache->nr_bytes > cache->max_bytes; part = newer) {
     newer = part->prev;
-    if (part != keep && !part->fetching)
+    if (part != keep && part->nr_fetching == 0)
       forget (cache, part);
   }
 }
@@ -205,7 +206,9 @@ add_fetched (void *opaque, uint64_t count, unsigned type)
   return add_span (&a->spans, a->end, type);
 }
 
-/* Add what was fetched to what is known, as far as there is memory. */
+/* Add what was fetched to what is known, as far as there is memory.  Others
+ * may have added some of it before.
+ */
 static int
 merge (struct extent_cache *cache, struct part *part, const struct spans *new)
 {
@@ -214,7 +217,8 @@ merge (struct extent_cache *cache, struct part *part, const struct spans *new)
   int r = 0;
 
   for (i = 0; i < new->n &&r == 0; i++)
-    r = add_span (&part->spans, new->list[i].end, new->list[i].type);
+    if (new->list[i].end > known (part))
+      r = add_span (&part->spans, new->list[i].end, new->list[i].type);
   cache->nr_bytes += (part->spans.nr_allocated - nr_before) *
                      sizeof *part->spans.list;
   return r;
@@ -234,16 +238,18 @@ fetch_locked (struct extent_cache *cache, struct part *part)
   };
   int r;
 
-  part->fetching = true;
+  part->nr_fetching++;
   pthread_mutex_unlock (&cache->lock);
   r = cache->fetch (cache->opaque, a.max_end - begin, start + begin,
                     add_fetched, &a);
   pthread_mutex_lock (&cache->lock);
-  part->fetching = false;
+  part->nr_fetching--;
   if (r <= 0)
     r = merge (cache, part, &a.spans);
   if (r == 0 && a.end == begin)
     r = EIO; /* it told of nothing */
+  if (r)
+    cache->nr_failed++;
   free (a.spans.list);
   pthread_cond_broadcast (&cache->fetched);
   shrink (cache, part);
@@ -273,6 +279,7 @@ extent_cache_look (struct extent_cache *cache, uint64_t offset, unsigned *type,
   const uint32_t at = offset % PART;
   const struct span *span;
   struct part *part;
+  bool patient = true;
   int r;
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&cache->lock);
@@ -282,8 +289,15 @@ extent_cache_look (struct extent_cache *cache, uint64_t offset, unsigned *type,
       return ENOMEM;
     if (at < known (part))
       break;
-    if (part->fetching)
+    if (patient && part->nr_fetching > 0) {
+      const unsigned nr_failed = cache->nr_failed;
+
       pthread_cond_wait (&cache->fetched, &cache->lock);
+      /* A fetch that fails may have taken long.  Who waited for one does
+       * not wait for those of others who did, one after the other.
+       */
+      patient = cache->nr_failed == nr_failed;
+    }
     else {
       r = fetch_locked (cache, part);
       if (r)
