@@ -1,0 +1,423 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * A backing file over NBD, whose server does what it should not: every byte
+ * is right or there is an error, and in time.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <sys/wait.h>
+
+#include "backing.h"
+#include "check.h"
+#include "common.h"
+#include "error.h"
+#include "fake-nbd.h"
+#include "names.h"
+#include "scratch.h"
+
+static char *socket_path; /* of the only server that there is at a time */
+
+/*--- What happened is counted. ----------------------------------------*/
+
+struct told {
+  _Atomic unsigned nr_losses, nr_returns, nr_refusals;
+};
+
+static void
+tell (void *opaque, const char *name UNUSED, const char *text)
+{
+  struct told *told = opaque;
+
+  if (strncmp (text, "connection lost: ", 17) == 0)
+    told->nr_losses++;
+  else if (strcmp (text, "connected again") == 0)
+    told->nr_returns++;
+  else if (strstr (text, "the server is refused: "))
+    told->nr_refusals++;
+}
+
+/*--- One overlay's backing file. --------------------------------------*/
+
+struct disk {
+  struct fake_nbd server;
+  struct fake_nbd_how how; /* as it was at first */
+  struct backing *backing;
+  struct told told;
+};
+
+static int
+try_to_open (struct disk *disk, unsigned timeout_seconds, bool is_raw)
+{
+  const struct backing_options options = {
+    .format = is_raw ? "raw" : NULL,
+    .timeout_seconds = timeout_seconds,
+    .log = tell,
+    .log_opaque = &disk->told,
+  };
+  CLEANUP_FAILURE struct failure failure = { 0 };
+  struct location location = LOCATION_NONE;
+  char *uri;
+  int r;
+
+  CHECK (asprintf (&uri, "nbd+unix:///?socket=%s", socket_path) >= 0);
+  CHECK_EQ (location_set (&location, uri), 0);
+  r = backing_open (&disk->backing, &location, &options, &failure);
+  location_clear (&location);
+  free (uri);
+  return r;
+}
+
+static void
+open_disk (struct disk *disk, uint64_t seed, const struct fake_nbd_how *how,
+           unsigned timeout_seconds)
+{
+  memset (disk, 0, sizeof *disk);
+  disk->how = *how;
+  fake_nbd_start (&disk->server, socket_path, seed, how);
+  CHECK_EQ (try_to_open (disk, timeout_seconds, false), 0);
+  CHECK_EQ (disk->backing->size_bytes, how->size_bytes);
+}
+
+static void
+close_disk (struct disk *disk)
+{
+  backing_close (disk->backing);
+  fake_nbd_stop (&disk->server);
+}
+
+/* Read, and compare what was read.  Returns what reading returned. */
+static int
+read_disk (struct disk *disk, size_t count, uint64_t offset)
+{
+  CLEANUP_FREE char *buf = malloc (count), *expected = calloc (1, count);
+  const uint64_t size = disk->how.size_bytes;
+  const size_t n = MIN (count, size - offset);
+  int r;
+
+  CHECK (buf && expected);
+  memset (buf, 0xee, count);
+  r = backing_read (disk->backing, buf, count, offset);
+  if (r)
+    return r;
+  fake_nbd_content (disk->server.seed, disk->how.extent_bytes, expected, n,
+                    offset);
+  CHECK (memcmp (buf, expected, count) == 0);
+  return 0;
+}
+
+struct place {
+  uint64_t offset;
+  uint64_t end;
+  uint64_t nr_zeroes;
+};
+
+static int
+count_extent (void *opaque, uint64_t count, unsigned type)
+{
+  struct place *p = opaque;
+
+  CHECK (count > 0);
+  CHECK (count <= p->end - p->offset);
+  p->offset += count;
+  if (type & EXTENT_ZERO)
+    p->nr_zeroes += count;
+  return 0;
+}
+
+/*--- Many who read. ---------------------------------------------------*/
+
+#define NR_READERS 4
+
+struct reader {
+  pthread_t thread;
+  struct disk *disk;
+  struct rng rng;
+  unsigned nr_reads;
+};
+
+static void *
+read_around (void *opaque)
+{
+  struct reader *rd = opaque;
+  const uint64_t size = rd->disk->how.size_bytes;
+  unsigned i;
+
+  for (i = 0; i < rd->nr_reads; i++) {
+    const size_t count = rng_range (
+        &rd->rng, 1, rng_one_in (&rd->rng, 30) ? 3000000 : 70000);
+    const uint64_t last = size > 3000000 && rng_one_in (&rd->rng, 3) ? 3000000
+                                                                     : size;
+    /* At the beginning and the end, too. */
+    uint64_t offset = rng_below (&rd->rng, last);
+
+    if (rng_one_in (&rd->rng, 2))
+      offset = size - 1 - offset;
+    CHECK_EQ (read_disk (rd->disk, count, offset), 0);
+    if (rng_one_in (&rd->rng, 5))
+      CHECK_EQ (backing_cache (rd->disk->backing, count, offset), 0);
+  }
+  return NULL;
+}
+
+static void
+read_in_parallel (struct disk *disk, uint64_t seed, unsigned nr_reads)
+{
+  struct reader readers[NR_READERS];
+  unsigned i;
+
+  for (i = 0; i < NR_READERS; i++) {
+    struct reader *rd = &readers[i];
+
+    *rd = (struct reader){
+      .disk = disk,
+      .rng = { seed + i },
+      .nr_reads = nr_reads,
+    };
+    CHECK_EQ (pthread_create (&rd->thread, NULL, read_around, rd), 0);
+  }
+  for (i = 0; i < NR_READERS; i++)
+    pthread_join (readers[i].thread, NULL);
+}
+
+static const struct fake_nbd_how honest = {
+  .size_bytes = 10000000,
+  .extent_bytes = 65536,
+  .max_sent = -1,
+};
+
+/*--- Tests. -----------------------------------------------------------*/
+
+static void
+test_reads (uint64_t seed)
+{
+  static const uint64_t sizes[] = { 1, 777, 10000000, 100000001, INT64_MAX };
+  static const uint32_t limits[][2] = {
+    { 0, 0 },
+    { 1, 0xffffffff },
+    { 1, 5000 },
+  };
+  struct rng rng = { seed };
+  unsigned i;
+
+  for (i = 0; i < 8; i++) {
+    const unsigned limit = rng_below (&rng, ARRAY_SIZE (limits));
+    const struct fake_nbd_how how = {
+      .size_bytes = sizes[rng_below (&rng, ARRAY_SIZE (sizes))],
+      .extent_bytes = rng_one_in (&rng, 2) ? 65536 : 50001,
+      .minimum = limits[limit][0],
+      .maximum = limits[limit][1],
+      .simple = rng_one_in (&rng, 4),
+      .shuffles = rng_one_in (&rng, 2),
+      .max_sent = -1,
+    };
+    struct disk disk;
+
+    open_disk (&disk, seed + i, &how, 30);
+    read_in_parallel (&disk, rng_next (&rng), 40);
+    close_disk (&disk);
+    CHECK_EQ (disk.told.nr_losses, 0);
+    CHECK_EQ (disk.server.nr_connections, 1);
+  }
+}
+
+/* Whenever it closes the connection, a server that is not open is an error
+ * and one that was is asked again.
+ */
+static void
+test_closes (uint64_t seed)
+{
+  struct fake_nbd_how how = honest;
+  struct rng rng = { seed };
+  struct disk disk;
+  unsigned i;
+
+  for (how.max_sent = 0; how.max_sent < 200; how.max_sent += 3) {
+    int r;
+
+    memset (&disk, 0, sizeof disk);
+    fake_nbd_start (&disk.server, socket_path, seed, &how);
+    r = try_to_open (&disk, 30, true);
+    if (r == 0)
+      backing_close (disk.backing);
+    fake_nbd_stop (&disk.server);
+    CHECK (r >= 0 && r < 1000);
+    if (how.max_sent < 100)
+      CHECK (r > 0);
+  }
+  open_disk (&disk, seed, &honest, 30);
+  for (i = 0; i < 3; i++) {
+    how.max_sent = rng_below (&rng, 300000);
+    fake_nbd_change (&disk.server, &how);
+    read_in_parallel (&disk, rng_next (&rng), 10);
+  }
+  close_disk (&disk);
+}
+
+/* An error that the server sends is the reader's; one about extents is
+ * nobody's.
+ */
+static void
+test_errors (uint64_t seed)
+{
+  struct fake_nbd_how how = honest;
+  struct place place = { .end = how.size_bytes };
+  struct disk disk;
+
+  how.extents_error = FAKE_NBD_EIO;
+  open_disk (&disk, seed, &how, 30);
+  CHECK_EQ (
+      backing_extents (disk.backing, how.size_bytes, 0, count_extent, &place),
+      0);
+  CHECK_EQ (place.offset, how.size_bytes);
+  CHECK_EQ (place.nr_zeroes, 0);
+  read_in_parallel (&disk, seed, 10);
+  how.read_error = FAKE_NBD_EIO;
+  fake_nbd_change (&disk.server, &how);
+  CHECK_EQ (read_disk (&disk, 5000000, 0), EIO);
+  how.read_error = 123456;
+  fake_nbd_change (&disk.server, &how);
+  CHECK_EQ (read_disk (&disk, 5000000, 0), EINVAL);
+  how.read_error = 0;
+  fake_nbd_change (&disk.server, &how);
+  read_in_parallel (&disk, seed, 10);
+  close_disk (&disk);
+}
+
+/* Another disk in the place of the first is not taken for it. */
+static void
+test_another (uint64_t seed)
+{
+  struct fake_nbd_how how = honest;
+  struct disk disk;
+
+  how.minimum = 4096;
+  how.maximum = 1 << 20;
+  how.extents_error = FAKE_NBD_EIO;
+  memset (&disk, 0, sizeof disk);
+  disk.how = how;
+  fake_nbd_start (&disk.server, socket_path, seed, &how);
+  CHECK_EQ (try_to_open (&disk, 1, true), 0);
+  CHECK_EQ (read_disk (&disk, 5000, 0), 0);
+  how.size_bytes++;
+  fake_nbd_change (&disk.server, &how);
+  CHECK_EQ (read_disk (&disk, 5000, 0), EIO);
+  CHECK_EQ (disk.told.nr_refusals, 1);
+  how = disk.how;
+  how.maximum = 1 << 19;
+  fake_nbd_change (&disk.server, &how);
+  CHECK_EQ (read_disk (&disk, 5000, 0), EIO);
+  how = disk.how;
+  how.minimum = 8192;
+  fake_nbd_change (&disk.server, &how);
+  CHECK_EQ (read_disk (&disk, 5000, 0), EIO);
+  CHECK_EQ (disk.told.nr_returns, 0);
+  how.minimum = 512;
+  fake_nbd_change (&disk.server, &how);
+  while (read_disk (&disk, 5000, 0) == EIO)
+    ;
+  CHECK_EQ (read_disk (&disk, 5000000, 0), 0);
+  CHECK_EQ (disk.told.nr_returns, 1);
+  close_disk (&disk);
+}
+
+/* Who opened ends, and his child goes on with the connection.  The server is
+ * a process too, for who has threads does not fork.
+ */
+static pid_t
+start_server_process (uint64_t seed)
+{
+  struct fake_nbd server;
+  pid_t pid;
+
+  fflush (stdout);
+  pid = fork ();
+  CHECK (pid >= 0);
+  if (pid > 0)
+    return pid;
+  check_watchdog (100);
+  fake_nbd_start (&server, socket_path, seed, &honest);
+  for (;;)
+    pause ();
+}
+
+static void
+read_in_child (struct disk *disk)
+{
+  const pid_t pid = fork ();
+  int status;
+
+  CHECK (pid >= 0);
+  if (pid == 0) {
+    check_watchdog (100);
+    read_in_parallel (disk, disk->server.seed, 20);
+    CHECK_EQ (disk->told.nr_losses, 0);
+    backing_close (disk->backing);
+    _exit (EXIT_SUCCESS);
+  }
+  CHECK_EQ (waitpid (pid, &status, 0), pid);
+  CHECK_EQ (status, 0);
+}
+
+static void
+test_fork (uint64_t seed)
+{
+  struct disk disk = { .how = honest, .server.seed = seed };
+  pid_t server;
+
+  unlink (socket_path);
+  server = start_server_process (seed);
+  while (try_to_open (&disk, 30, false))
+    usleep (10000);
+  read_in_child (&disk);
+  backing_close (disk.backing);
+  kill (server, SIGKILL);
+  waitpid (server, NULL, 0);
+}
+
+/* Closing waits for nothing that a server does. */
+static void
+test_close (uint64_t seed)
+{
+  struct fake_nbd_how how = honest;
+  struct disk disk;
+  const double began = seconds_now ();
+
+  open_disk (&disk, seed, &how, 30);
+  CHECK_EQ (read_disk (&disk, 1, 0), 0);
+  how.mute = true;
+  fake_nbd_change (&disk.server, &how);
+  CHECK_EQ (backing_cache (disk.backing, 5000000, 0), 0);
+  backing_close (disk.backing);
+  fake_nbd_stop (&disk.server);
+  CHECK (seconds_now () - began < 10);
+}
+
+int
+main (int argc, char *argv[])
+{
+  const struct test_options o = test_options (argc, argv);
+  char *folder = scratch_folder ();
+  uint64_t i;
+
+  check_watchdog (300);
+  socket_path = scratch_path (folder, "sock");
+  for (i = 0; i < MAX (o.iterations, 1); i++) {
+    const uint64_t seed = o.seed + i;
+
+    printf ("seed %" PRIu64 "\n", seed);
+    test_reads (seed);
+    test_closes (seed);
+    test_errors (seed);
+    test_another (seed);
+    test_fork (seed);
+    test_close (seed);
+  }
+  free (socket_path);
+  free (folder);
+  return EXIT_SUCCESS;
+}
