@@ -478,6 +478,11 @@ nbd_client_wait (struct nbd_request *r)
 
 /*--- Connecting. ------------------------------------------------------*/
 
+/* The end of a disk need not be that of a block: the server is asked for
+ * it all the same, and may refuse.
+ */
+#define STRICT_MODE (LIBNBD_STRICT_MASK & ~LIBNBD_STRICT_ALIGN)
+
 /* A new handle that asks for what is wanted here. */
 static struct nbd_handle *
 new_handle (void)
@@ -488,7 +493,8 @@ new_handle (void)
     return NULL;
   if (nbd_add_meta_context (nbd, CONTEXT) == 0 &&
       nbd_set_uri_allow_local_file (nbd, true) == 0 &&
-      nbd_set_pread_initialize (nbd, false) == 0)
+      nbd_set_pread_initialize (nbd, false) == 0 &&
+      nbd_set_strict_mode (nbd, STRICT_MODE) == 0)
     return nbd;
   nbd_close (nbd);
   return NULL;

@@ -197,9 +197,8 @@ test_reads (uint64_t seed)
 {
   static const uint64_t sizes[] = { 1, 777, 10000000, 100000001, INT64_MAX };
   static const uint32_t limits[][2] = {
-    { 0, 0 },
-    { 1, 0xffffffff },
-    { 1, 5000 },
+    { 0, 0 },       { 1, 0xffffffff },  { 1, 5000 },
+    { 4096, 4096 }, { 65536, 1 << 25 },
   };
   struct rng rng = { seed };
   unsigned i;
@@ -223,6 +222,22 @@ test_reads (uint64_t seed)
     CHECK_EQ (disk.told.nr_losses, 0);
     CHECK_EQ (disk.server.nr_connections, 1);
   }
+}
+
+/* What is left at the end of a disk is read though it is no whole block. */
+static void
+test_tail (uint64_t seed)
+{
+  struct fake_nbd_how how = honest;
+  struct disk disk;
+
+  how.size_bytes = 65536 * 3 + 700;
+  how.minimum = 65536;
+  how.maximum = 1 << 20;
+  open_disk (&disk, seed, &how, 30);
+  CHECK_EQ (read_disk (&disk, how.size_bytes, 0), 0);
+  CHECK_EQ (read_disk (&disk, 1, how.size_bytes - 1), 0);
+  close_disk (&disk);
 }
 
 /* Whenever it closes the connection, a server that is not open is an error
@@ -411,6 +426,7 @@ main (int argc, char *argv[])
 
     printf ("seed %" PRIu64 "\n", seed);
     test_reads (seed);
+    test_tail (seed);
     test_closes (seed);
     test_errors (seed);
     test_another (seed);
