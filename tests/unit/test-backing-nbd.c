@@ -303,6 +303,25 @@ test_errors (uint64_t seed)
   close_disk (&disk);
 }
 
+/* An answer without all that was asked for is none. */
+static void
+test_left_out (uint64_t seed)
+{
+  struct fake_nbd_how how = honest;
+  struct disk disk;
+
+  how.extents_error = FAKE_NBD_EIO;
+  open_disk (&disk, seed, &how, 30);
+  how.leaves_out = true;
+  fake_nbd_change (&disk.server, &how);
+  CHECK_EQ (read_disk (&disk, 1, 5000), EIO);
+  CHECK_EQ (read_disk (&disk, 5000, 70000), EIO);
+  CHECK_EQ (read_disk (&disk, 5000000, 1), EIO);
+  fake_nbd_change (&disk.server, &disk.how);
+  read_in_parallel (&disk, seed, 10);
+  close_disk (&disk);
+}
+
 /* Another disk in the place of the first is not taken for it. */
 static void
 test_another (uint64_t seed)
@@ -429,6 +448,7 @@ main (int argc, char *argv[])
     test_tail (seed);
     test_closes (seed);
     test_errors (seed);
+    test_left_out (seed);
     test_another (seed);
     test_fork (seed);
     test_close (seed);
