@@ -322,6 +322,50 @@ test_left_out (uint64_t seed)
   close_disk (&disk);
 }
 
+static void *
+fail_to_read (void *opaque)
+{
+  struct reader *rd = opaque;
+
+  CHECK_EQ (read_disk (rd->disk, 1, rd->nr_reads), EIO);
+  return NULL;
+}
+
+/* However many wait for a server that does not answer, none of them waits
+ * for the others' turns, and later it is asked again.
+ */
+static void
+test_mute (uint64_t seed)
+{
+  enum { NR = 8 };
+  struct fake_nbd_how how = honest;
+  struct reader readers[NR];
+  struct disk disk;
+  double began;
+  unsigned i;
+
+  memset (&disk, 0, sizeof disk);
+  disk.how = how;
+  fake_nbd_start (&disk.server, socket_path, seed, &how);
+  CHECK_EQ (try_to_open (&disk, 1, true), 0);
+  how.mute = true;
+  fake_nbd_change (&disk.server, &how);
+  began = seconds_now ();
+  for (i = 0; i < NR; i++) {
+    readers[i] = (struct reader){ .disk = &disk, .nr_reads = i };
+    CHECK_EQ (
+        pthread_create (&readers[i].thread, NULL, fail_to_read, &readers[i]),
+        0);
+  }
+  for (i = 0; i < NR; i++)
+    pthread_join (readers[i].thread, NULL);
+  CHECK (seconds_now () - began > 0.9);
+  CHECK (seconds_now () - began < 4);
+  fake_nbd_change (&disk.server, &disk.how);
+  read_in_parallel (&disk, seed, 10);
+  close_disk (&disk);
+}
+
 /* Another disk in the place of the first is not taken for it. */
 static void
 test_another (uint64_t seed)
@@ -449,6 +493,7 @@ main (int argc, char *argv[])
     test_closes (seed);
     test_errors (seed);
     test_left_out (seed);
+    test_mute (seed);
     test_another (seed);
     test_fork (seed);
     test_close (seed);

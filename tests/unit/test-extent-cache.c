@@ -13,6 +13,7 @@
 #include "check.h"
 #include "common.h"
 #include "extent-cache.h"
+#include "workers.h"
 
 #define PART ((uint64_t) EXTENT_CACHE_PART_BYTES)
 
@@ -284,6 +285,61 @@ test_nothing (void)
   extent_cache_free (NULL);
 }
 
+/* All that is fetched fails, late: the first when it is let, the others when
+ * all of them are there.
+ */
+struct late {
+  struct extent_cache *cache;
+  struct gate first;
+  pthread_barrier_t others;
+};
+
+static int
+fail_late (void *opaque, uint64_t count UNUSED, uint64_t offset UNUSED,
+           extent_fn *fn UNUSED, void *fn_opaque UNUSED)
+{
+  struct late *late = opaque;
+
+  if (!late->first.open)
+    gate_pass (&late->first);
+  else
+    pthread_barrier_wait (&late->others);
+  return EIO;
+}
+
+static void
+look_in_vain (void *opaque)
+{
+  struct late *late = opaque;
+  uint64_t count;
+  unsigned type;
+
+  CHECK_EQ (extent_cache_look (late->cache, 5, &type, &count), EIO);
+}
+
+/* Who waited for a fetch that failed does not wait for another's. */
+static void
+test_late (void)
+{
+  struct worker workers[NR_THREADS];
+  struct late late = { .cache = NULL };
+  unsigned i;
+
+  late.cache = extent_cache_new (PART, SIZE_MAX, fail_late, &late);
+  CHECK (late.cache != NULL);
+  pthread_barrier_init (&late.others, NULL, NR_THREADS - 1);
+  for (i = 0; i < NR_THREADS; i++) {
+    worker_start (&workers[i], look_in_vain, &late);
+    workers_settle ();
+    CHECK_EQ (worker_state (&workers[i]), i ? WORKER_WAITING : WORKER_HELD);
+  }
+  gate_open (&late.first);
+  for (i = 0; i < NR_THREADS; i++)
+    worker_join (&workers[i]);
+  pthread_barrier_destroy (&late.others);
+  extent_cache_free (late.cache);
+}
+
 int
 main (int argc, char *argv[])
 {
@@ -299,5 +355,6 @@ main (int argc, char *argv[])
     test_kept (o.seed + i);
   }
   test_nothing ();
+  test_late ();
   return EXIT_SUCCESS;
 }
