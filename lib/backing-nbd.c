@@ -41,28 +41,47 @@ to_nbd (struct backing *backing)
 
 /*--- Extents. ---------------------------------------------------------*/
 
+/* What is smaller than a sector is not worth memory: there are data. */
+#define SMALLEST_EXTENT 512
+
 /* Tell FN of the pairs of length and type that the server sent, as far as
- * they make sense within COUNT bytes.
+ * they make sense within COUNT bytes.  A block in which one of them ends has
+ * data.
  */
 static int
-tell_extents (const struct nbd_request *request, uint64_t count, extent_fn *fn,
-              void *opaque)
+tell_extents (const struct nbd_request *request, uint64_t count, uint32_t block,
+              extent_fn *fn, void *opaque)
 {
+  uint64_t at = 0, told = 0;
   size_t i;
-  int r = 0;
+  int r;
 
-  for (i = 0; i + 1 < request->nr_extents && count > 0 && r == 0; i += 2) {
-    const uint64_t n = MIN (request->extents[i], count);
+  for (i = 0; i + 1 < request->nr_extents && at < count; i += 2) {
+    const uint64_t end = at + MIN (request->extents[i], count - at);
+    const uint64_t whole = end == count ? end : end - end % block;
     const uint32_t type = request->extents[i + 1];
 
-    if (n == 0)
+    if (end == at)
       break;
-    r = fn (opaque, n, type & (EXTENT_HOLE | EXTENT_ZERO));
-    count -= n;
+    if (told < at && told < whole) {
+      const uint64_t n = MIN (block, count - told);
+
+      r = fn (opaque, n, 0);
+      if (r)
+        return r;
+      told += n;
+    }
+    if (told < whole) {
+      r = fn (opaque, whole - told, type & (EXTENT_HOLE | EXTENT_ZERO));
+      if (r)
+        return r;
+      told = whole;
+    }
+    at = end;
   }
-  if (request->nr_extents < 2 || request->extents[0] == 0)
-    return fn (opaque, count, 0);
-  return r;
+  if (told > 0)
+    return 0;
+  return fn (opaque, at > 0 ? MIN (block, count) : count, 0);
 }
 
 /* An extent_fetch_fn. */
@@ -73,19 +92,16 @@ fetch_extents (void *opaque, uint64_t count, uint64_t offset, extent_fn *fn,
   struct backing_nbd *nbd = opaque;
   const struct nbd_limits limits = nbd_client_limits (nbd->client);
   const uint64_t whole = count - count % limits.minimum;
-  const uint64_t before = offset % limits.minimum;
   struct nbd_request request;
   int r;
 
   if (!limits.has_extents || whole == 0)
     return fn (fn_opaque, count, 0);
-  /* An extent ended within a block. */
-  if (before)
-    return fn (fn_opaque, MIN (count, limits.minimum - before), 0);
   nbd_client_extents (nbd->client, &request, whole, offset);
   r = nbd_client_wait (&request);
   if (r == 0)
-    r = tell_extents (&request, whole, fn, fn_opaque);
+    r = tell_extents (&request, whole, MAX (limits.minimum, SMALLEST_EXTENT),
+                      fn, fn_opaque);
   else if (!request.lost && r != ENOMEM)
     r = fn (fn_opaque, count, 0);
   free (request.extents);

@@ -322,6 +322,25 @@ test_left_out (uint64_t seed)
   close_disk (&disk);
 }
 
+/* However many extents it tells of, they take little memory. */
+static void
+test_crumbs (uint64_t seed)
+{
+  struct fake_nbd_how how = honest;
+  struct place place = { .end = 1000000 };
+  struct disk disk;
+
+  how.minimum = 1;
+  how.maximum = 1 << 20;
+  how.crumbles = true;
+  open_disk (&disk, seed, &how, 30);
+  CHECK_EQ (backing_extents (disk.backing, place.end, 0, count_extent, &place),
+            0);
+  CHECK_EQ (place.offset, place.end);
+  CHECK_EQ (place.nr_zeroes, 0);
+  close_disk (&disk);
+}
+
 static void *
 fail_to_read (void *opaque)
 {
@@ -493,6 +512,7 @@ main (int argc, char *argv[])
     test_closes (seed);
     test_errors (seed);
     test_left_out (seed);
+    test_crumbs (seed);
     test_mute (seed);
     test_another (seed);
     test_fork (seed);
