@@ -92,16 +92,19 @@ fetch_extents (void *opaque, uint64_t count, uint64_t offset, extent_fn *fn,
   struct backing_nbd *nbd = opaque;
   const struct nbd_limits limits = nbd_client_limits (nbd->client);
   const uint64_t whole = count - count % limits.minimum;
+  const uint64_t before = offset % limits.minimum;
   struct nbd_request request;
   int r;
 
   if (!limits.has_extents || whole == 0)
     return fn (fn_opaque, count, 0);
+  /* An extent ended within a block of the server's. */
+  if (before)
+    return fn (fn_opaque, MIN (count, limits.minimum - before), 0);
   nbd_client_extents (nbd->client, &request, whole, offset);
   r = nbd_client_wait (&request);
   if (r == 0)
-    r = tell_extents (&request, whole, MAX (limits.minimum, SMALLEST_EXTENT),
-                      fn, fn_opaque);
+    r = tell_extents (&request, whole, SMALLEST_EXTENT, fn, fn_opaque);
   else if (!request.lost && r != ENOMEM)
     r = fn (fn_opaque, count, 0);
   free (request.extents);
