@@ -18,7 +18,8 @@
 #include "nbd-client.h"
 
 /* How long after a connection was lost or could not be made it is tried
- * again: at once, then after this, then twice as long each time.
+ * again: at once, then after this, then twice as long each time, until one
+ * serves a request or lasts as long as the longest pause.
  */
 #define FIRST_PAUSE_MS 100
 #define LONGEST_PAUSE_MS 5000
@@ -53,6 +54,7 @@ struct nbd_client {
   bool unusable;          /* the thread shall close it */
   char *why_unusable;     /* or NULL: the server closed it */
   unsigned polled_for;    /* directions that the thread waits for */
+  bool has_served;        /* a request, over this connection */
   int64_t heard_ms;       /* when the server last sent something */
   bool has_cache;
 
@@ -194,6 +196,7 @@ completed_locked (void *opaque, int *error)
   if (is_loss (*error))
     r->client->unusable = true; /* R is queued again by who closes it */
   else {
+    r->client->has_served = true;
     unlink_locked (r);
     over_locked (r, *error ? *error : missing_locked (r));
   }
@@ -725,11 +728,22 @@ reconnect_handle (struct nbd_client *c, struct nbd_handle **nbd,
 
 /* How it goes with connecting; the thread's. */
 struct attempts {
-  bool was_lost;    /* and that was said */
-  int64_t next_ms;  /* not before */
-  int64_t pause_ms; /* after the next that fails */
-  char *said;       /* why the last ones failed */
+  bool was_lost;        /* and that was said */
+  int64_t next_ms;      /* not before */
+  int64_t pause_ms;     /* before the one after that */
+  int64_t connected_ms; /* when it was made, or the thread began */
+  char *said;           /* why the last ones failed */
 };
+
+/* Before the next one is the pause, longer each time: also if connections
+ * are made, but serve for nothing.
+ */
+static void
+put_off (struct attempts *a)
+{
+  a->next_ms = now_ms () + a->pause_ms;
+  a->pause_ms = MAX (FIRST_PAUSE_MS, MIN (a->pause_ms * 2, LONGEST_PAUSE_MS));
+}
 
 /* Say that no connection could be made, once for each reason. */
 static void
@@ -791,8 +805,11 @@ lose_connection_locked (struct nbd_client *c, struct attempts *a)
       link_locked (r, NBD_REQUEST_QUEUED);
   }
   a->was_lost = true;
-  a->next_ms = now_ms ();
-  a->pause_ms = FIRST_PAUSE_MS;
+  if (now_ms () - a->connected_ms >= LONGEST_PAUSE_MS)
+    a->pause_ms = 0;
+  else if (c->has_served)
+    a->pause_ms = MIN (a->pause_ms, FIRST_PAUSE_MS);
+  put_off (a);
 }
 
 static void
@@ -821,20 +838,22 @@ try_to_connect_locked (struct nbd_client *c, struct attempts *a)
   if (reconnect_handle (c, &nbd, &facts, &why)) {
     nbd = NULL;
     say_failed (c, a, why);
-    a->next_ms = now_ms () + a->pause_ms;
-    a->pause_ms = MIN (a->pause_ms * 2, LONGEST_PAUSE_MS);
+    put_off (a);
   }
   else {
     if (a->was_lost || a->said)
       say (c, "connected again");
     free (a->said);
-    *a = (struct attempts){ .pause_ms = FIRST_PAUSE_MS };
+    a->said = NULL;
+    a->was_lost = false;
+    a->connected_ms = now_ms ();
   }
   pthread_mutex_lock (&c->lock);
   if (nbd == NULL)
     return;
   c->nbd = nbd;
   c->heard_ms = now_ms ();
+  c->has_served = false;
   c->polled_for = 0;
   c->has_cache = facts.has_cache;
   issue_queued_locked (c);
@@ -864,7 +883,7 @@ static void *
 client_thread (void *opaque)
 {
   struct nbd_client *c = opaque;
-  struct attempts attempts = { .pause_ms = FIRST_PAUSE_MS };
+  struct attempts attempts = { .connected_ms = now_ms () };
 
   pthread_mutex_lock (&c->lock);
   while (!c->stop)

@@ -385,6 +385,32 @@ test_mute (uint64_t seed)
   close_disk (&disk);
 }
 
+/* A server that connects but never answers a request is not asked again
+ * and again without a pause.
+ */
+static void
+test_useless (uint64_t seed)
+{
+  struct fake_nbd_how how = honest;
+  struct disk disk;
+  unsigned nr;
+
+  memset (&disk, 0, sizeof disk);
+  disk.how = how;
+  fake_nbd_start (&disk.server, socket_path, seed, &how);
+  CHECK_EQ (try_to_open (&disk, 2, true), 0);
+  how.extents_error = how.read_error = FAKE_NBD_ESHUTDOWN;
+  fake_nbd_change (&disk.server, &how);
+  CHECK_EQ (read_disk (&disk, 5000, 0), EIO);
+  nr = disk.server.nr_connections;
+  CHECK (nr >= 3);
+  CHECK (nr <= 20);
+  CHECK (disk.told.nr_losses <= nr);
+  fake_nbd_change (&disk.server, &disk.how);
+  CHECK_EQ (read_disk (&disk, 5000, 0), 0);
+  close_disk (&disk);
+}
+
 /* Another disk in the place of the first is not taken for it. */
 static void
 test_another (uint64_t seed)
@@ -514,6 +540,7 @@ main (int argc, char *argv[])
     test_left_out (seed);
     test_crumbs (seed);
     test_mute (seed);
+    test_useless (seed);
     test_another (seed);
     test_fork (seed);
     test_close (seed);
