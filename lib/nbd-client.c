@@ -173,6 +173,18 @@ over_locked (struct nbd_request *r, int err)
   sem_post (&r->over);
 }
 
+/* Put R, which is on no list, in the queue.  What nobody waits for is not
+ * worth another connection, which it may have cost this one.
+ */
+static void
+queue_locked (struct nbd_request *r)
+{
+  if (r->type == NBD_REQUEST_CACHE)
+    over_locked (r, EIO);
+  else
+    link_locked (r, NBD_REQUEST_QUEUED);
+}
+
 /* Does ERR say that there is no server, or soon will not be? */
 static bool
 is_loss (int err)
@@ -291,7 +303,7 @@ issue_locked (struct nbd_client *c, struct nbd_request *r)
   unsigned direction;
 
   if (c->nbd == NULL || c->unusable) {
-    link_locked (r, NBD_REQUEST_QUEUED);
+    queue_locked (r);
     wake (c);
     return;
   }
@@ -302,7 +314,7 @@ issue_locked (struct nbd_client *c, struct nbd_request *r)
       over_locked (r, libnbd_errno ());
       return;
     }
-    link_locked (r, NBD_REQUEST_QUEUED);
+    queue_locked (r);
   }
   if (is_lost (c->nbd))
     unusable_locked (c, libnbd_error ());
@@ -802,7 +814,7 @@ lose_connection_locked (struct nbd_client *c, struct attempts *a)
     if (r->expired)
       over_locked (r, EIO);
     else
-      link_locked (r, NBD_REQUEST_QUEUED);
+      queue_locked (r);
   }
   a->was_lost = true;
   if (now_ms () - a->connected_ms >= LONGEST_PAUSE_MS)

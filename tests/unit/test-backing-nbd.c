@@ -411,6 +411,31 @@ test_useless (uint64_t seed)
   close_disk (&disk);
 }
 
+/* Nobody waits for what is only asked for to be soon read: when it is lost,
+ * it is not asked for again.
+ */
+static void
+test_cache (uint64_t seed)
+{
+  struct fake_nbd_how how = honest;
+  struct disk disk;
+
+  open_disk (&disk, seed, &how, 30);
+  how.hates_cache = true;
+  fake_nbd_change (&disk.server, &how);
+  CHECK_EQ (read_disk (&disk, 5000000, 0), 0);
+  CHECK_EQ (disk.server.nr_connections, 2);
+  CHECK_EQ (backing_cache (disk.backing, 3000000, 0), 0);
+  while (disk.told.nr_losses < 2)
+    usleep (1000);
+  usleep (300000);
+  CHECK_EQ (disk.server.nr_connections, 2);
+  CHECK_EQ (read_disk (&disk, 5000000, 0), 0);
+  CHECK_EQ (disk.server.nr_connections, 3);
+  CHECK_EQ (disk.server.nr_caches, 1);
+  close_disk (&disk);
+}
+
 /* Another disk in the place of the first is not taken for it. */
 static void
 test_another (uint64_t seed)
@@ -541,6 +566,7 @@ main (int argc, char *argv[])
     test_crumbs (seed);
     test_mute (seed);
     test_useless (seed);
+    test_cache (seed);
     test_another (seed);
     test_fork (seed);
     test_close (seed);
