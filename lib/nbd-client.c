@@ -205,13 +205,16 @@ completed_locked (void *opaque, int *error)
 {
   struct nbd_request *r = opaque;
 
-  if (is_loss (*error))
-    r->client->unusable = true; /* R is queued again by who closes it */
-  else {
-    r->client->has_served = true;
-    unlink_locked (r);
-    over_locked (r, *error ? *error : missing_locked (r));
+  if (is_loss (*error)) {
+    r->client->unusable = true;
+    /* R is queued again by who closes the handle, which frees the command:
+     * libnbd may be about to return its cookie.
+     */
+    return 0;
   }
+  r->client->has_served = true;
+  unlink_locked (r);
+  over_locked (r, *error ? *error : missing_locked (r));
   return 1;
 }
 
