@@ -33,7 +33,6 @@
 #include "qemu-info.h"
 
 #define PROGRAM "qemu-nbd"
-#define PROGRAM_PACKAGE "qemu-utils"
 
 /* How much of what a child says before it serves is kept, and how long a
  * line in the log is.
@@ -307,9 +306,9 @@ static const struct nbd_peer_ops qemu_peer_ops = {
 
 /*--- Is it there? -----------------------------------------------------*/
 
-/* Would the program be found? */
+/* Would PROGRAM be found? */
 static bool
-is_installed (void)
+is_installed (const char *program)
 {
   const char *path = getenv ("PATH");
 
@@ -317,13 +316,42 @@ is_installed (void)
     const size_t len = strcspn (path, ":");
     CLEANUP_FREE char *file = NULL;
 
-    if (asprintf (&file, "%.*s/" PROGRAM, (int) len, path) == -1)
+    if (asprintf (&file, "%.*s/%s", (int) len, path, program) == -1)
       file = NULL;
     if (file && access (file, X_OK) == 0)
       return true;
     path += len + (path[len] == ':');
   }
   return false;
+}
+
+/* A program that a child is started by is missed as soon as the one that it
+ * becomes.
+ */
+static int
+check_installed (const char *name, struct failure *failure)
+{
+  static const struct {
+    const char *program, *package;
+  } needed[] = {
+    { PROGRAM, "qemu-utils" },
+    { "setpriv", "util-linux" },
+    { "setsid", "util-linux" },
+  };
+  CLEANUP_FREE char *detail = NULL;
+  size_t i;
+
+  for (i = 0; i < ARRAY_SIZE (needed); i++)
+    if (!is_installed (needed[i].program))
+      break;
+  if (i == ARRAY_SIZE (needed))
+    return 0;
+  if (asprintf (&detail,
+                "%s is needed to read it, and is not installed (Debian: "
+                "apt-get install %s)",
+                needed[i].program, needed[i].package) == -1)
+    detail = NULL;
+  return failure_set_detail (failure, name, ENOENT, detail);
 }
 
 /*--- Confinement. -----------------------------------------------------*/
@@ -439,11 +467,9 @@ backing_qemu_open (struct backing **backing, const struct location *location,
   struct qemu_peer *q;
   int r;
 
-  if (!is_installed ())
-    return failure_set_detail (
-        failure, location->name, ENOENT,
-        PROGRAM " is needed to read it, and is not "
-                "installed (Debian: apt-get install " PROGRAM_PACKAGE ")");
+  r = check_installed (location->name, failure);
+  if (r)
+    return r;
   q = new_peer (location, options);
   if (q == NULL)
     return failure_set (failure, location->name, ENOMEM);

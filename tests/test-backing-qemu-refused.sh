@@ -103,6 +103,12 @@ without ()
 says qemu-utils without serve_with qcow2 base.qcow2
 says qemu-utils without addcow-img create -b "http://127.0.0.1:$port/x" \
     new.add-cow
+# Nor what it is started by.
+ln -s "$(type -P qemu-nbd)" "$tmp/path"
+says util-linux without serve_with qcow2 base.qcow2
+ln -s "$(type -P setpriv)" "$tmp/path"
+says setsid without addcow-img create -b "http://127.0.0.1:$port/x" \
+    new.add-cow
 
 ### Names are confined, and it names others itself.
 
