@@ -616,15 +616,23 @@ struct facts {
   bool has_cache;
 };
 
+/* Returns 0, or an errno and *WHY. */
 static int
-get_facts (struct nbd_handle *nbd, struct facts *facts)
+get_facts (struct nbd_handle *nbd, struct facts *facts, char **why)
 {
   const int64_t size = nbd_get_size (nbd);
   const int64_t minimum = nbd_get_block_size (nbd, LIBNBD_SIZE_MINIMUM);
   int64_t maximum = nbd_get_block_size (nbd, LIBNBD_SIZE_MAXIMUM);
 
-  if (size == -1 || minimum == -1 || maximum == -1)
-    return -1;
+  /* libnbd passes on what the server says, and calls it no error. */
+  if (size < 0) {
+    *why = strdup ("it has more bytes than a disk can have");
+    return EFBIG;
+  }
+  if (minimum == -1 || maximum == -1) {
+    *why = libnbd_error ();
+    return libnbd_errno ();
+  }
   facts->size_bytes = size;
   facts->limits.minimum = minimum ? minimum : DEFAULT_MINIMUM;
   if (maximum == 0 || maximum > LARGEST_MAXIMUM)
@@ -658,10 +666,9 @@ try_to_connect (struct nbd_client *c, struct nbd_handle *nbd,
   r = wait_until_ready (c, nbd, why);
   if (r)
     return r;
-  if (get_facts (nbd, facts) == -1) {
-    *why = libnbd_error ();
-    return libnbd_errno ();
-  }
+  r = get_facts (nbd, facts, why);
+  if (r)
+    return r;
   if (c->peer->ops->connected)
     c->peer->ops->connected (c->peer, nbd);
   return 0;
