@@ -105,7 +105,7 @@ fetch_extents (void *opaque, uint64_t count, uint64_t offset, extent_fn *fn,
   r = nbd_client_wait (&request);
   if (r == 0)
     r = tell_extents (&request, whole, SMALLEST_EXTENT, fn, fn_opaque);
-  else if (!request.lost && r != ENOMEM)
+  else if (!request.lost)
     r = fn (fn_opaque, count, 0);
   free (request.extents);
   return r;
