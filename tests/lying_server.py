@@ -14,7 +14,7 @@ import sys
 import threading
 
 READ, DISC, BLOCK_STATUS = 0, 2, 7
-EIO, ESHUTDOWN = 5, 108
+EIO, ENOMEM, ESHUTDOWN = 5, 12, 108
 DONE = 1
 NONE, OFFSET_DATA, STATUS, ERROR = 0, 1, 5, 0x8001
 OPTION_REPLY = 0x3e889045565a9
@@ -60,6 +60,8 @@ class Connection:
                 size = len(self.disk)
                 if self.lie == "huge":
                     size = (1 << 63) - 1
+                elif self.lie == "too-huge":
+                    size = 1 << 63
                 self.option_reply(option, 3, struct.pack(">HQH", 0, size, 3))
                 self.option_reply(option, 1)
                 return
@@ -97,6 +99,8 @@ class Connection:
             self.extents(cookie, (count, 0xfffffffc))
         elif lie == "status-error":
             self.error(cookie, EIO)
+        elif lie == "status-memory":
+            self.error(cookie, ENOMEM)
         else:
             self.extents(cookie, (count, 0))
 

@@ -65,7 +65,8 @@ PY
 # What is false about extents makes no difference: unless it says in so
 # many words that there are zeroes, there are data.
 seconds=$patience
-for lie in none reverse no-extents empty-extent strange-types status-error; do
+for lie in none reverse no-extents empty-extent strange-types status-error \
+           status-memory; do
     lying $lie
     python compare.py "$uri"
     [ ! -s log ]
@@ -129,10 +130,17 @@ assert h.pread(4096, 0) == open("base.img", "rb").read(4096)
 assert h.pread(4096, (1 << 40) - 4096) == bytes(4096)'
 over
 disk_size=
-rm -f base.sock
-/usr/bin/python3 "$abs_srcdir/lying_server.py" base.sock base.img huge &
-base_pid=$!
-cleanup_fn "end $base_pid"
-wait_for test -S base.sock
-fails_with "File too large" addcow-img create \
-    -b "nbd+unix:///?socket=$tmp/base.sock" x.add-cow
+# refused_for LIE TEXT
+refused_for ()
+{
+    rm -f base.sock
+    /usr/bin/python3 "$abs_srcdir/lying_server.py" base.sock base.img "$1" &
+    base_pid=$!
+    cleanup_fn "end $base_pid"
+    wait_for test -S base.sock
+    fails_with "$2" addcow-img create -F raw \
+        -b "nbd+unix:///?socket=$tmp/base.sock" x.add-cow
+    end "$base_pid"
+}
+refused_for huge "File too large"
+refused_for too-huge "it has more bytes than a disk can have"
