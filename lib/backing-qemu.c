@@ -177,10 +177,13 @@ open_pipe (struct qemu_peer *q, int *write_fd)
   return *write_fd == -1 ? -1 : 0;
 }
 
-/* Who was orphaned before he asked to be told of it ends by himself. */
+/* stdin and stdout may be a client's connection (nbdkit -s).
+ *
+ * Who was orphaned before he asked to be told of it ends by himself.
+ */
 #define SCRIPT \
   "test \"$PPID\" = \"$1\" || exit 1; " \
-  "exec 2>\"/proc/self/fd/$2\"; " \
+  "exec </dev/null >\"/proc/self/fd/$2\" 2>&1; " \
   "shift 2; " \
   "exec \"$@\""
 
