@@ -1008,8 +1008,12 @@ nbd_client_rest (struct nbd_client *c)
 {
   stop_thread (c);
   c->stop = c->running = false;
-  if (c->peer->is_child)
-    disconnect (c);
+  if (!c->peer->is_child)
+    return;
+  disconnect (c);
+  free (c->why_unusable);
+  c->why_unusable = NULL;
+  c->unusable = false;
 }
 
 void
