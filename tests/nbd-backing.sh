@@ -92,6 +92,7 @@ has ()
     [ "$("$1" "$2" "$3")" -ge "$4" ]
 }
 
+# Not for the background: to end the job would not end the program.
 python ()
 {
     /usr/bin/python3 "$@"

@@ -89,7 +89,7 @@ PY
 start_it
 new_overlay addcow-backing-timeout=$((patience * 2))
 rm -f stop
-python load.py "$uri" base.img stop &
+/usr/bin/python3 load.py "$uri" base.img stop &
 load=$!
 cleanup_fn "touch $tmp/stop; end $load"
 for i in {1..8}; do

@@ -86,7 +86,7 @@ while True:
 PY
 for what in close garbage; do
     rm -f odd
-    python server.py odd $what &
+    /usr/bin/python3 server.py odd $what &
     odd=$!
     cleanup_fn "end $odd"
     wait_for test -S odd
@@ -95,7 +95,7 @@ for what in close garbage; do
 done
 # Not for ever, but for as long as it is told.
 rm -f odd
-python server.py odd silence &
+/usr/bin/python3 server.py odd silence &
 odd=$!
 cleanup_fn "end $odd"
 wait_for test -S odd

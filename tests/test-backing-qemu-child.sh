@@ -134,7 +134,7 @@ def client(number):
 
 in_parallel([lambda i=i: client(i) for i in range(4)])
 PY
-python load.py "$uri" &
+/usr/bin/python3 load.py "$uri" &
 load=$!
 cleanup_fn "touch $tmp/stop; end $load"
 other ()

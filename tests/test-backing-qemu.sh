@@ -216,7 +216,7 @@ with open(sys.argv[1] + ".new", "w") as f:
 os.rename(sys.argv[1] + ".new", sys.argv[1])
 s.serve_forever()
 PY
-python web.py web.port &
+/usr/bin/python3 web.py web.port &
 http=$!
 cleanup_fn "end $http"
 wait_for test -s web.port
