@@ -189,7 +189,7 @@ reader.shutdown()
 writer.shutdown()
 PY
 
-start_base base.sock -r --filter=delay file base.img rdelay=200ms
+start_base base.sock -r --filter=delay file base.img rdelay=60ms
 addcow-img create -q -f -b "$base_uri" vm.add-cow
 start_nbdkit sock --filter="$addcow" file addcow=vm.add-cow
 python slow.py "$uri"
