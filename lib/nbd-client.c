@@ -997,7 +997,10 @@ disconnect (struct nbd_client *c)
 {
   if (c->nbd == NULL)
     return;
-  if (nbd_aio_is_ready (c->nbd))
+  /* A child is killed anyway; if it is dead, libnbd would use what it has
+   * freed.
+   */
+  if (!c->peer->is_child && nbd_aio_is_ready (c->nbd))
     nbd_aio_disconnect (c->nbd, 0);
   close_handle (c, c->nbd);
   c->nbd = NULL;
