@@ -58,9 +58,19 @@ for signal in TERM INT KILL; do
     start_nbdkit sock "${arguments[@]}"
     read_all "$uri"
     folder=$(socket_folder "$child")
+    [ -n "$folder" ]
     stop_nbdkit "$pid" $signal
     wait_for gone "$child"
-    if [ -n "$folder" ] && [ $signal != KILL ]; then [ ! -e "$folder" ]; fi
+    [ ! -e "$folder" ]
+done
+# One that is stuck, and does not see that nobody is there any more.
+for signal in TERM KILL; do
+    start_nbdkit sock "${arguments[@]}"
+    read_all "$uri"
+    kill -STOP "$child"
+    cleanup_fn "kill -KILL $child 2>/dev/null || :"
+    stop_nbdkit "$pid" $signal
+    wait_for gone "$child"
 done
 # Nobody has asked for anything yet.
 for signal in TERM KILL; do
@@ -196,7 +206,8 @@ stop_nbdkit "$pid"
 
 ### Many clients, and two servers with one base.
 
-start_nbdkit sock "${arguments[@]}"
+# valgrind has room for 500 threads.
+start_nbdkit sock -t 4 "${arguments[@]}"
 cat > many.py <<'PY'
 import random, sys
 from nbd_client import *
