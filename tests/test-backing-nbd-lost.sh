@@ -19,6 +19,8 @@ start_it ()
 {
     # nbdkit with threads can crash when a client left with requests.
     start_base base.sock -r -t 1 file "${1:-base.img}"
+    # Without them it does not end while a client is there.
+    cleanup_fn "stop_nbdkit $base_pid KILL"
 }
 
 kill_it ()
