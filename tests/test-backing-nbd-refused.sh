@@ -56,10 +56,9 @@ not_accepted "" "nbd+vsock://1:$port/"
 
 ### It cannot be asked so.
 
-for name in nbd: nbd:// nbd+unix: nbd+unix:///x nbd:unix: nbd:unix \
-            nbd+unix:///?socket= nbd+unix:///?sock=x nbd:localhost \
-            nbd://localhost:99999/ nbd://localhost:x/ nbd:localhost: \
-            nbd:localhost:x nbd:localhost:0 nbd:localhost:99999 \
+for name in nbd: nbd+unix: nbd+unix:///x nbd:unix: nbd:unix \
+            nbd+unix:///?socket= nbd+unix:///?sock=x nbd://localhost:x/ \
+            nbd:localhost: nbd:localhost:x nbd:localhost:0 \
             "nbd:unix:$tmp/nowhere:export=x" nbds:localhost:1; do
     not_accepted "" "$name"
 done
@@ -117,16 +116,18 @@ done
 mkdir exports
 cp base.img exports/a
 start_base base.sock -r file dir=exports
-not_accepted "" "nbd+unix:///b?socket=$tmp/base.sock"
-not_accepted "" "nbd+unix:///a/b?socket=$tmp/base.sock"
-not_accepted "" "nbd:unix:$tmp/base.sock:exportname=b"
-not_accepted "" "nbd+unix:///?socket=$tmp/base.sock"
+not_accepted "no export named" "nbd+unix:///b?socket=$tmp/base.sock"
+not_accepted "no export named" "nbd+unix:///a/b?socket=$tmp/base.sock"
+not_accepted "no export named" "nbd:unix:$tmp/base.sock:exportname=b"
+not_accepted "no export named" "nbd+unix:///?socket=$tmp/base.sock"
 name="nbd+unix:///a?socket=$tmp/base.sock"
 serve file addcow=vm.add-cow addcow-backing="$name"
 
-# Names are confined to files.
-metadata x.add-cow size=$size backing="$name" image=vm.raw
-fails_in_time "$name" serve file addcow=x.add-cow addcow-confine=/
+# Names are confined to files; valgrind does not know openat2.
+if [ -z "$ADDCOW_VALGRIND" ]; then
+    metadata x.add-cow size=$size backing="$name" image=vm.raw
+    fails_in_time "$name" serve file addcow=x.add-cow addcow-confine=/
+fi
 stop_nbdkit "$base_pid"
 
 ### It has an image that is not raw.

@@ -46,13 +46,15 @@ accepted ()
     stop_nbdkit "$pid"
 }
 
-# not_accepted NAME
+# not_accepted TEXT NAME: with TEXT in the message, in lower case.
 not_accepted ()
 {
     rm -f vm.* new.*
     addcow-img create -b base.img vm.add-cow
-    fails_in_time "$1: " serve file addcow=vm.add-cow addcow-backing="$1"
-    fails_in_time "$1: " addcow-img create -b "$1" new.add-cow
+    fails_in_time "$2: " serve file addcow=vm.add-cow addcow-backing="$2"
+    grep -i -- "$2: .*$1" "$tmp/stderr"
+    fails_in_time "$2: " addcow-img create -b "$2" new.add-cow
+    grep -i -- "$2: .*$1" "$tmp/stderr"
     ! ls new.*
 }
 
@@ -64,35 +66,35 @@ here="@/?socket=$tmp/tls"
 accepted "nbds+unix://alice$here&$key/alice"
 accepted "nbds+unix://alice$here&$key/both"
 accepted "nbds+unix://bob$here&$key/both"
-not_accepted "nbds+unix://alice$here&$key/wrong"
-not_accepted "nbds+unix://carol$here&$key/carol"
+not_accepted tls "nbds+unix://alice$here&$key/wrong"
+not_accepted tls "nbds+unix://carol$here&$key/carol"
 # No key for that user, no such file, no file.
-not_accepted "nbds+unix://bob$here&$key/alice"
-not_accepted "nbds+unix://alice$here&$key/missing"
-not_accepted "nbds+unix://alice$here&$key/garbage"
-not_accepted "nbds+unix://alice$here&$key/empty"
-not_accepted "nbds+unix://alice$here"
+not_accepted "username bob" "nbds+unix://bob$here&$key/alice"
+not_accepted "no such file" "nbds+unix://alice$here&$key/missing"
+not_accepted tls "nbds+unix://alice$here&$key/garbage"
+not_accepted "username alice" "nbds+unix://alice$here&$key/empty"
+not_accepted tls "nbds+unix://alice$here"
 # No TLS.
-not_accepted "nbd+unix:///?socket=$tmp/tls"
-not_accepted "nbd:unix:$tmp/tls"
+not_accepted "requires tls" "nbd+unix:///?socket=$tmp/tls"
+not_accepted "requires tls" "nbd:unix:$tmp/tls"
 stop_nbdkit "$base_pid"
 
 start_tcp --tls=require --tls-psk=keys/both -r file base.img
 accepted "nbds://alice@localhost:$base_port/?$key/alice"
-not_accepted "nbds://alice@localhost:$base_port/?$key/wrong"
-not_accepted "nbd://localhost:$base_port/"
+not_accepted tls "nbds://alice@localhost:$base_port/?$key/wrong"
+not_accepted tls "nbd://localhost:$base_port/"
 end "$base_pid"
 
 # The server does what it is asked for.
 start_base tls --tls=on --tls-psk=keys/both -r file base.img
 accepted "nbds+unix://alice$here&$key/alice"
 accepted "nbd+unix:///?socket=$tmp/tls"
-not_accepted "nbds+unix://alice$here&$key/wrong"
+not_accepted tls "nbds+unix://alice$here&$key/wrong"
 stop_nbdkit "$base_pid"
 
 # The server has none.
 start_base tls -r file base.img
-not_accepted "nbds+unix://alice$here&$key/alice"
+not_accepted "refused tls" "nbds+unix://alice$here&$key/alice"
 stop_nbdkit "$base_pid"
 
 ### Certificates.
@@ -120,24 +122,25 @@ cp good/ca-cert.pem trusting
 cp other/ca-cert.pem distrusting
 
 start_tcp --tls=require --tls-certificates=good -r file base.img
-accepted "nbds://localhost:$base_port/?tls-certificates=$PWD/trusting"
-not_accepted "nbds://localhost:$base_port/?tls-certificates=$PWD/distrusting"
+trusting="?tls-certificates=$PWD/trusting"
+accepted "nbds://localhost:$base_port/$trusting"
+not_accepted certificate \
+    "nbds://localhost:$base_port/?tls-certificates=$PWD/distrusting"
 # It is not who was asked for.
-not_accepted "nbds://127.0.0.1:$base_port/?tls-certificates=$PWD/trusting"
+not_accepted certificate "nbds://127.0.0.1:$base_port/$trusting"
 # Certificates that cannot be read check nothing: nobody is believed then.
 unchecked="the server cannot be checked: there is no ca-cert.pem"
 mkdir none "a space"
 cp good/ca-cert.pem "a space"
 accepted "nbds://localhost:$base_port/?tls-certificates=$PWD/a%20space"
 for folder in none missing a%2 %; do
-    not_accepted "nbds://localhost:$base_port/?tls-certificates=$PWD/$folder"
-    grep -F "$unchecked" "$tmp/stderr"
+    not_accepted "$unchecked" \
+        "nbds://localhost:$base_port/?tls-certificates=$PWD/$folder"
 done
 
 # Nor when that happens while they are needed again.
 rm -f vm.*
-addcow-img create \
-    -b "nbds://localhost:$base_port/?tls-certificates=$PWD/trusting" vm.add-cow
+addcow-img create -b "nbds://localhost:$base_port/$trusting" vm.add-cow
 start_nbdkit sock --filter="$addcow" file addcow=vm.add-cow \
     addcow-backing-timeout=1 2>log
 nbdsh -u "$uri" -c 'h.pread(512, 0)'
