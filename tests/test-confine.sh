@@ -12,6 +12,8 @@ requires_nbdsh
 requires nbdinfo --version
 source "$abs_srcdir/bad-input.sh"
 
+VG=() # as unwatched does
+
 size=65536
 outside="is not under the folder that names are confined to"
 

@@ -205,7 +205,8 @@ warns "modified $later, was $mtime" addcow=vm.add-cow
 warns "modified $later, was $mtime" -r addcow=vm.add-cow
 warns "modified $later, was $mtime" addcow=vm.add-cow \
     addcow-backing-format=raw
-warns "modified $later, was $mtime" addcow=vm.add-cow addcow-confine="$PWD"
+unwatched warns "modified $later, was $mtime" addcow=vm.add-cow \
+    addcow-confine="$PWD"
 quiet addcow=vm.add-cow addcow-backing=base.img
 quiet addcow=vm.add-cow addcow-backing=same.img
 quiet addcow=vm.add-cow addcow-backing=none
