@@ -992,15 +992,25 @@ stop_thread (struct nbd_client *c)
     pthread_join (c->thread, NULL);
 }
 
+/* Also at the end of what can be read. */
+static bool
+is_readable (int fd)
+{
+  struct pollfd pfd = { .fd = fd, .events = POLLIN };
+
+  return poll (&pfd, 1, 0) != 0;
+}
+
 static void
 disconnect (struct nbd_client *c)
 {
   if (c->nbd == NULL)
     return;
-  /* A child is killed anyway; if it is dead, libnbd would use what it has
-   * freed.
+  /* A child is killed anyway, and who closed the connection needs no
+   * goodbye: where that cannot be sent libnbd would use what it has freed.
    */
-  if (!c->peer->is_child && nbd_aio_is_ready (c->nbd))
+  if (!c->peer->is_child && nbd_aio_is_ready (c->nbd) &&
+      !is_readable (nbd_aio_get_fd (c->nbd)))
     nbd_aio_disconnect (c->nbd, 0);
   close_handle (c, c->nbd);
   c->nbd = NULL;
