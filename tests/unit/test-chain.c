@@ -245,11 +245,15 @@ test_pinned (void)
   struct location location;
   struct backing *backing;
   char byte;
+  int r;
 
   make_image ("old.raw", 8, 'o');
   make_image ("new.raw", 8, 'n');
   set_bit (make_overlay (0, 8, "", "old.raw"), 0);
-  CHECK_EQ (location_find (&location, folder, "0.add-cow", folder), 0);
+  r = location_find (&location, folder, "0.add-cow", folder);
+  if (r == ENOSYS)
+    return; /* valgrind does not know the call that confines */
+  CHECK_EQ (r, 0);
   CHECK_EQ (rename (path, away), 0);
   set_bit (make_overlay (0, 8, "", "new.raw"), 0);
   CHECK_EQ (backing_open (&backing, &location, &options, &failure), 0);
