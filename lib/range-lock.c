@@ -34,14 +34,13 @@ must_wait_locked (const struct range *range)
   return false;
 }
 
-void
-range_acquire (struct range_lock *rl, struct range *range, uint64_t sector,
+/* Put RANGE behind all others.  Caller holds rl->lock. */
+static void
+append_locked (struct range_lock *rl, struct range *range, uint64_t sector,
                uint64_t nr_sectors)
 {
   range->begin = sector;
   range->end = sector + nr_sectors;
-
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&rl->lock);
   range->next = NULL;
   range->prev = rl->last;
   if (rl->last)
@@ -49,18 +48,12 @@ range_acquire (struct range_lock *rl, struct range *range, uint64_t sector,
   else
     rl->first = range;
   rl->last = range;
-
-  while (must_wait_locked (range)) {
-    rl->nr_waiting++;
-    pthread_cond_wait (&rl->released, &rl->lock);
-    rl->nr_waiting--;
-  }
 }
 
-void
-range_release (struct range_lock *rl, struct range *range)
+/* Take RANGE out again.  Caller holds rl->lock. */
+static void
+remove_locked (struct range_lock *rl, struct range *range)
 {
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&rl->lock);
   if (range->prev)
     range->prev->next = range->next;
   else
@@ -69,6 +62,38 @@ range_release (struct range_lock *rl, struct range *range)
     range->next->prev = range->prev;
   else
     rl->last = range->prev;
+}
+
+void
+range_acquire (struct range_lock *rl, struct range *range, uint64_t sector,
+               uint64_t nr_sectors)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&rl->lock);
+  append_locked (rl, range, sector, nr_sectors);
+  while (must_wait_locked (range)) {
+    rl->nr_waiting++;
+    pthread_cond_wait (&rl->released, &rl->lock);
+    rl->nr_waiting--;
+  }
+}
+
+bool
+range_try_acquire (struct range_lock *rl, struct range *range, uint64_t sector,
+                   uint64_t nr_sectors)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&rl->lock);
+  append_locked (rl, range, sector, nr_sectors);
+  if (!must_wait_locked (range))
+    return true;
+  remove_locked (rl, range);
+  return false;
+}
+
+void
+range_release (struct range_lock *rl, struct range *range)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&rl->lock);
+  remove_locked (rl, range);
   if (rl->nr_waiting > 0)
     pthread_cond_broadcast (&rl->released);
 }

@@ -11,6 +11,7 @@
 #define ADDCOW_RANGE_LOCK_H
 
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 struct range {
@@ -36,7 +37,11 @@ void range_lock_destroy (struct range_lock *rl);
 void range_acquire (struct range_lock *rl, struct range *range, uint64_t sector,
                     uint64_t nr_sectors);
 
-/* Release what range_acquire locked.  Does not wait. */
+/* The same, but false, and nothing is locked, if it would have to wait. */
+bool range_try_acquire (struct range_lock *rl, struct range *range,
+                        uint64_t sector, uint64_t nr_sectors);
+
+/* Release what these locked.  Does not wait. */
 void range_release (struct range_lock *rl, struct range *range);
 
 #endif /* ADDCOW_RANGE_LOCK_H */
