@@ -61,6 +61,7 @@ static const struct backing_ops backing_file_ops = {
   .read = backing_file_read,
   .extents = backing_file_extents,
   .cache = backing_file_cache,
+  .fd = backing_file_fd,
   .close = backing_file_close,
 };
 

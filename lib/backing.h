@@ -33,6 +33,11 @@ struct backing_ops {
   /* The range will be read soon.  A hint; does not wait for the data. */
   int (*cache) (struct backing *, uint64_t count, uint64_t offset);
 
+  /* A descriptor, the backing file's, that has the same bytes in the same
+   * places; does not block.  NULL: it has none.
+   */
+  int (*fd) (struct backing *);
+
   /* Release everything, *BACKING too.  May block. */
   void (*close) (struct backing *);
 };

@@ -290,8 +290,7 @@ open_all (struct disk *disk, const struct disk_options *options,
       return r;
   }
   r = overlay_open (&disk->overlay, &disk->metadata.image,
-                    disk->header.size_bytes, disk->backing, options->dirty,
-                    options->opaque);
+                    disk->header.size_bytes, disk->backing, options->hooks);
   return r ? failure_set (failure, disk->file_name, r) : 0;
 }
 
@@ -318,6 +317,14 @@ disk_open (struct disk **ret, const char *file_name,
   }
   *ret = disk;
   return 0;
+}
+
+void
+disk_close_backing (struct disk *disk)
+{
+  overlay_drop_backing (disk->overlay);
+  backing_close (disk->backing);
+  disk->backing = NULL;
 }
 
 void

@@ -48,9 +48,8 @@ struct disk_options {
    */
   struct backing_options backing;
 
-  /* See overlay_open. */
-  void (*dirty) (void *opaque);
-  void *opaque;
+  /* See overlay_open; or NULL. */
+  const struct overlay_hooks *hooks;
 };
 
 struct disk {
@@ -63,8 +62,8 @@ struct disk {
 
   int metadata_fd;
   struct image_file metadata;
-  int image_fd; /* holds the locks of the image, or -1 */
-  struct backing *backing;
+  int image_fd;            /* holds the locks of the image, or -1 */
+  struct backing *backing; /* NULL: none, or closed */
   struct overlay *overlay;
 };
 
@@ -77,6 +76,11 @@ struct disk {
  */
 int disk_open (struct disk **disk, const char *file_name,
                const struct disk_options *options, struct failure *failure);
+
+/* Close the backing file, which nobody needs any more: the overlay stands
+ * alone.  To be called once.  Waits for who uses it still; may block.
+ */
+void disk_close_backing (struct disk *disk);
 
 /* Close everything; NULL is ignored. */
 void disk_close (struct disk *disk);

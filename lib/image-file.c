@@ -268,6 +268,26 @@ image_file_cache (struct image *image, uint64_t count, uint64_t offset)
                         POSIX_FADV_WILLNEED);
 }
 
+static int
+image_file_copy (struct image *image, int fd, uint64_t count, uint64_t offset)
+{
+  off_t in = offset, out = offset;
+
+  while (count > 0) {
+    const ssize_t r = copy_file_range (fd, &in, image_file_fd (image), &out,
+                                       count, 0);
+
+    if (r == -1 && errno == EINTR)
+      continue;
+    if (r == -1)
+      return errno;
+    if (r == 0)
+      return EIO;
+    count -= r;
+  }
+  return 0;
+}
+
 static const struct image_ops image_file_ops = {
   .read = image_file_read,
   .write = image_file_write,
@@ -276,6 +296,7 @@ static const struct image_ops image_file_ops = {
   .flush = image_file_flush,
   .extents = image_file_extents,
   .cache = image_file_cache,
+  .copy = image_file_copy,
 };
 
 void

@@ -63,6 +63,11 @@ struct image_ops {
 
   /* The range will be read soon.  A hint. */
   int (*cache) (struct image *, uint64_t count, uint64_t offset);
+
+  /* Write what the file FD has in the same range, by a copy that the system
+   * makes.  When it fails a part may have been written.  NULL: cannot.
+   */
+  int (*copy) (struct image *, int fd, uint64_t count, uint64_t offset);
 };
 
 struct image {

@@ -29,11 +29,21 @@
 #define MAX_CALLS 65536
 
 struct overlay {
-  struct backing *backing;
+  struct backing *backing; /* see backing_enter */
   uint64_t size_bytes;
   struct map *map;
-  void (*dirty) (void *opaque);
-  void *opaque;
+  struct overlay_hooks hooks;
+
+  /* All sectors before this one are allocated.  Moves up, but perhaps not as
+   * far as somebody knew already.
+   */
+  _Atomic uint64_t first_clear;
+
+  /* Who uses the backing file, and that nobody is to begin. */
+  _Atomic unsigned nr_in_backing;
+  _Atomic bool backing_dropped;
+  pthread_mutex_t backing_lock;
+  pthread_cond_t backing_idle; /* with it: nr_in_backing became 0 */
 
   struct range_lock first_touch;
 
@@ -100,8 +110,7 @@ set_fault (struct fault *fault, enum fault_part part, int err)
 
 int
 overlay_open (struct overlay **ret, struct image *metadata, uint64_t size_bytes,
-              struct backing *backing, void (*dirty) (void *opaque),
-              void *opaque)
+              struct backing *backing, const struct overlay_hooks *hooks)
 {
   struct overlay *ov = calloc (1, sizeof *ov);
   pthread_condattr_t attr;
@@ -111,8 +120,8 @@ overlay_open (struct overlay **ret, struct image *metadata, uint64_t size_bytes,
     return ENOMEM;
   ov->backing = backing;
   ov->size_bytes = size_bytes;
-  ov->dirty = dirty;
-  ov->opaque = opaque;
+  if (hooks)
+    ov->hooks = *hooks;
   ov->nr_failures_untold = UINT64_MAX;
   r = map_open (&ov->map, metadata, size_bytes);
   if (r) {
@@ -129,6 +138,8 @@ overlay_open (struct overlay **ret, struct image *metadata, uint64_t size_bytes,
   pthread_condattr_destroy (&attr);
   pthread_mutex_init (&ov->images_lock, NULL);
   pthread_cond_init (&ov->image_idle, NULL);
+  pthread_mutex_init (&ov->backing_lock, NULL);
+  pthread_cond_init (&ov->backing_idle, NULL);
   *ret = ov;
   return 0;
 }
@@ -146,6 +157,8 @@ overlay_close (struct overlay *ov)
   pthread_mutex_destroy (&ov->commit_lock);
   pthread_cond_destroy (&ov->image_idle);
   pthread_mutex_destroy (&ov->images_lock);
+  pthread_cond_destroy (&ov->backing_idle);
+  pthread_mutex_destroy (&ov->backing_lock);
   free (ov);
 }
 
@@ -676,11 +689,63 @@ static int
 after_map_set (struct overlay *ov, struct image *image, bool first,
                struct fault *fault)
 {
-  if (first && ov->dirty)
-    ov->dirty (ov->opaque);
+  if (first && ov->hooks.dirty)
+    ov->hooks.dirty (ov->hooks.opaque);
   if (map_nr_uncommitted_pages (ov->map) > MAX_UNCOMMITTED_PAGES)
     return commit_quietly (ov, image, fault);
   return 0;
+}
+
+/*--- The backing file, and its end. -----------------------------------*/
+
+/* Begin to use the backing file for a sector that was not allocated.  False:
+ * it was dropped meanwhile, and all sectors are allocated.
+ */
+static bool
+backing_enter (struct overlay *ov)
+{
+  ov->nr_in_backing++;
+  if (!ov->backing_dropped)
+    return true;
+  ov->nr_in_backing--;
+  return false;
+}
+
+static void
+backing_leave (struct overlay *ov)
+{
+  if (--ov->nr_in_backing > 0 || !ov->backing_dropped)
+    return;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&ov->backing_lock);
+  pthread_cond_broadcast (&ov->backing_idle);
+}
+
+void
+overlay_drop_backing (struct overlay *ov)
+{
+  ov->backing_dropped = true;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&ov->backing_lock);
+  while (ov->nr_in_backing > 0)
+    pthread_cond_wait (&ov->backing_idle, &ov->backing_lock);
+  ov->backing = NULL;
+}
+
+bool
+overlay_stands_alone (struct overlay *ov)
+{
+  const uint64_t end = ov->size_bytes / SECTOR;
+  uint64_t sector = ov->first_clear;
+  bool allocated = true;
+  uint64_t run;
+
+  while (sector < end) {
+    if (map_run (ov->map, sector, end - sector, &allocated, &run) || !allocated)
+      break;
+    sector += run;
+    ov->first_clear = sector;
+  }
+  /* In this order: see map_uncommitted. */
+  return sector == end && !map_uncommitted (ov->map) && !ov->suspect;
 }
 
 /*--- Reading. ---------------------------------------------------------*/
@@ -720,10 +785,15 @@ overlay_read (struct overlay *ov, struct image *image, void *buf, size_t count,
       if (r)
         return set_fault (fault, FAULT_IMAGE, r);
     }
+    else if (!backing_enter (ov))
+      continue;
     else {
       r = backing_read (ov->backing, buf, n, offset);
+      backing_leave (ov);
       if (r)
         return set_fault (fault, FAULT_BACKING, r);
+      if (ov->hooks.missed)
+        ov->hooks.missed (ov->hooks.opaque, image, buf, n, offset);
     }
     buf = (char *) buf + n;
     count -= n;
@@ -750,8 +820,11 @@ overlay_cache (struct overlay *ov, struct image *image, uint64_t count,
       if (r)
         return set_fault (fault, FAULT_IMAGE, r);
     }
+    else if (!backing_enter (ov))
+      continue;
     else {
       r = backing_cache (ov->backing, n, offset);
+      backing_leave (ov);
       if (r)
         return set_fault (fault, FAULT_BACKING, r);
     }
@@ -805,7 +878,10 @@ complete_sector (struct overlay *ov, struct image *image,
   char sector[SECTOR];
   int r;
 
+  /* Dropped it cannot be: this sector is not allocated. */
+  backing_enter (ov);
   r = backing_read (ov->backing, sector, sizeof sector, start);
+  backing_leave (ov);
   if (r)
     return set_fault (fault, FAULT_BACKING, r);
   if (c->buf)
@@ -1115,9 +1191,13 @@ extents_of_piece (struct overlay *ov, struct image *image, bool allocated,
     if (allocated)
       r = image->ops->extents (image, end - j->offset, j->offset, joiner_add,
                                j);
-    else
+    else if (backing_enter (ov)) {
       r = backing_extents (ov->backing, end - j->offset, j->offset, joiner_add,
                            j);
+      backing_leave (ov);
+    }
+    else
+      allocated = true;
   }
   if (r > 0)
     return set_fault (fault, allocated ? FAULT_IMAGE : FAULT_BACKING, r);
@@ -1147,4 +1227,324 @@ overlay_extents (struct overlay *ov, struct image *image, uint64_t count,
   }
   r = joiner_tell (&j);
   return r > 0 ? set_fault (fault, FAULT_MEMORY, r) : 0;
+}
+
+/*--- Filling. ---------------------------------------------------------*/
+
+/* What is looked at for zeroes as one, by its place in the disk. */
+#define BLOCK 4096
+
+/* A hole in the backing file that is smaller is read with what is around
+ * it: its blocks become holes all the same.
+ */
+#define SMALL_HOLE 65536
+
+/* How much is made zero at once, where that is fast and where it is not. */
+#define MAX_FAST_ZERO (64 * 1024 * 1024)
+#define MAX_SLOW_ZERO (1024 * 1024)
+
+/* Bring clear sectors to the image, in the range that is held. */
+struct filling {
+  struct overlay *ov;
+  struct image *image;
+  const char *buf;     /* what is at OFFSET; or NULL, */
+  int fd;              /* then it is in this file at the same place; or -1, */
+  unsigned zero_flags; /* then it is zeroes, made so with these */
+  uint64_t offset;
+};
+
+static bool
+is_zero (const char *p, size_t n)
+{
+  return p[0] == 0 && memcmp (p, p + 1, n - 1) == 0;
+}
+
+/* How much of BUF, which is at OFFSET, is of whole blocks of zeroes, or is
+ * not: *ZERO tells.
+ */
+static size_t
+equal_blocks (const char *buf, size_t count, uint64_t offset, bool *zero)
+{
+  size_t n = 0;
+
+  while (n < count) {
+    const size_t room = BLOCK - (offset + n) % BLOCK;
+    const size_t block = MIN (room, count - n);
+    const bool z = block == BLOCK && is_zero (buf + n, block);
+
+    if (n == 0)
+      *zero = z;
+    else if (z != *zero)
+      break;
+    n += block;
+  }
+  return n;
+}
+
+static int
+write_sparse (struct image *image, const char *buf, size_t count,
+              uint64_t offset)
+{
+  int r = 0;
+
+  while (r == 0 && count > 0) {
+    bool zero;
+    const size_t n = equal_blocks (buf, count, offset, &zero);
+
+    if (zero)
+      r = image->ops->zero (image, n, offset, IMAGE_MAY_TRIM);
+    else
+      r = image->ops->write (image, buf, n, offset, 0);
+    buf += n;
+    count -= n;
+    offset += n;
+  }
+  return r;
+}
+
+static int
+fill_run (const struct filling *f, uint64_t sector, uint64_t nr_sectors)
+{
+  const uint64_t offset = sector * SECTOR;
+  const uint64_t count = nr_sectors * SECTOR;
+
+  if (f->buf)
+    return write_sparse (f->image, f->buf + (offset - f->offset), count,
+                         offset);
+  if (f->fd >= 0)
+    return f->image->ops->copy (f->image, f->fd, count, offset);
+  return f->image->ops->zero (f->image, count, offset, f->zero_flags);
+}
+
+/* Fill what is not allocated of the range, which the caller holds in
+ * first_touch.  *FIRST as map_set says.
+ */
+static int
+fill_held (const struct filling *f, uint64_t sector, uint64_t nr_sectors,
+           bool *first, struct fault *fault)
+{
+  int r = map_prepare (f->ov->map, sector, nr_sectors);
+
+  while (r == 0 && nr_sectors > 0) {
+    bool allocated;
+    uint64_t run;
+
+    r = map_run (f->ov->map, sector, nr_sectors, &allocated, &run);
+    if (r)
+      break;
+    if (!allocated) {
+      r = fill_run (f, sector, run);
+      if (r)
+        return set_fault (fault, FAULT_IMAGE, r);
+      *first |= map_set (f->ov->map, sector, run);
+    }
+    sector += run;
+    nr_sectors -= run;
+  }
+  return r ? set_fault (fault, FAULT_METADATA, r) : 0;
+}
+
+static int
+fill_sectors (const struct filling *f, uint64_t count, bool wait,
+              struct fault *fault)
+{
+  const uint64_t sector = f->offset / SECTOR;
+  const uint64_t nr_sectors = count / SECTOR;
+  struct range range;
+  bool first = false;
+  int r;
+
+  if (wait)
+    range_acquire (&f->ov->first_touch, &range, sector, nr_sectors);
+  else if (!range_try_acquire (&f->ov->first_touch, &range, sector, nr_sectors))
+    return 0;
+  r = fill_held (f, sector, nr_sectors, &first, fault);
+  range_release (&f->ov->first_touch, &range);
+  return r == -1 ? -1 : after_map_set (f->ov, f->image, first, fault);
+}
+
+int
+overlay_keep (struct overlay *ov, struct image *image, const void *buf,
+              size_t count, uint64_t offset, bool wait, struct fault *fault)
+{
+  const struct filling f = {
+    .ov = ov,
+    .image = image,
+    .buf = buf,
+    .offset = offset,
+  };
+
+  return fill_sectors (&f, count, wait, fault);
+}
+
+/* The first part of a range of the backing file that is data or zeroes. */
+struct part {
+  uint64_t max, max_data; /* no more need be known */
+  uint64_t n;
+  bool zero;
+};
+
+static int
+part_add (void *opaque, uint64_t count, unsigned type)
+{
+  struct part *p = opaque;
+  const bool hole = type & EXTENT_ZERO &&
+                    (count >= SMALL_HOLE || p->n + count >= p->max);
+
+  if (p->n == 0)
+    p->zero = hole;
+  else if (hole != p->zero)
+    return EXTENT_STOP;
+  p->n += count;
+  return p->n >= (p->zero ? p->max : p->max_data) ? EXTENT_STOP : 0;
+}
+
+/* Find the first part of COUNT bytes at OFFSET, whole sectors, MAX_DATA at
+ * most unless it is zeroes: what is data in a sector makes it data.  Returns
+ * 0 or an error number.
+ */
+static int
+find_part (struct overlay *ov, uint64_t count, uint64_t offset,
+           uint64_t max_data, struct part *p)
+{
+  int r;
+
+  *p = (struct part){
+    .max = MIN (count, MAX_FAST_ZERO),
+    .max_data = MIN (count, max_data),
+  };
+  do
+    r = backing_extents (ov->backing, p->max - p->n, offset + p->n, part_add,
+                         p);
+  while (r == 0 && p->n < p->max);
+  if (r > 0)
+    return r;
+  p->n = MIN (p->n, p->zero ? p->max : p->max_data);
+  if (p->zero && p->n >= SECTOR)
+    p->n -= p->n % SECTOR;
+  else {
+    p->zero = false;
+    p->n = DIV_ROUND_UP (p->n, SECTOR) * SECTOR;
+  }
+  return 0;
+}
+
+static int
+fill_zeroes (struct filling *f, struct filled *filled, struct fault *fault)
+{
+  int r;
+
+  f->zero_flags = IMAGE_MAY_TRIM | IMAGE_FAST;
+  r = fill_sectors (f, filled->nr_bytes, true, fault);
+  if (r == 0 || fault->part != FAULT_IMAGE || fault->err != EOPNOTSUPP)
+    return r;
+  f->zero_flags = IMAGE_MAY_TRIM;
+  filled->nr_bytes = MIN (filled->nr_bytes, MAX_SLOW_ZERO);
+  return fill_sectors (f, filled->nr_bytes, true, fault);
+}
+
+/* Let the system copy what is in the backing file, if both are files that
+ * it can do that with.  *DONE tells.
+ */
+static int
+fill_by_copy (struct filling *f, struct filled *filled, bool *done,
+              struct fault *fault)
+{
+  struct backing *backing = f->ov->backing;
+  int r;
+
+  *done = false;
+  if (f->image->ops->copy == NULL || backing->ops->fd == NULL ||
+      f->offset + filled->nr_bytes > backing->size_bytes)
+    return 0;
+  f->fd = backing->ops->fd (backing);
+  r = fill_sectors (f, filled->nr_bytes, true, fault);
+  f->fd = -1;
+  /* Whatever the matter is, reading and writing will say of which file. */
+  *done = r == 0 || fault->part != FAULT_IMAGE;
+  return *done ? r : 0;
+}
+
+static int
+fill_data (struct filling *f, void *buf, struct filled *filled,
+           struct fault *fault)
+{
+  bool done;
+  int r;
+
+  r = fill_by_copy (f, filled, &done, fault);
+  if (!done) {
+    r = backing_read (f->ov->backing, buf, filled->nr_bytes, f->offset);
+    if (r)
+      return set_fault (fault, FAULT_BACKING, r);
+    f->buf = buf;
+    r = fill_sectors (f, filled->nr_bytes, true, fault);
+  }
+  if (r == 0)
+    filled->nr_copied = filled->nr_bytes;
+  return r;
+}
+
+/* Fill the first part of filled->nr_bytes, which are not allocated.  The
+ * caller has entered the backing file.
+ */
+static int
+fill_part (struct filling *f, void *buf, size_t buf_bytes,
+           struct filled *filled, struct fault *fault)
+{
+  struct part part;
+  int r = find_part (f->ov, filled->nr_bytes, f->offset, buf_bytes, &part);
+
+  if (r) {
+    filled->nr_bytes = MIN (filled->nr_bytes, buf_bytes);
+    return set_fault (fault, FAULT_BACKING, r);
+  }
+  filled->nr_bytes = part.n;
+  if (part.zero)
+    return fill_zeroes (f, filled, fault);
+  return fill_data (f, buf, filled, fault);
+}
+
+int
+overlay_fill (struct overlay *ov, struct image *image, void *buf,
+              size_t buf_bytes, uint64_t count, uint64_t offset,
+              struct filled *filled, struct fault *fault)
+{
+  struct filling f = {
+    .ov = ov,
+    .image = image,
+    .fd = -1,
+    .offset = offset,
+  };
+  bool allocated;
+  int r;
+
+  *filled = (struct filled){ .nr_bytes = MIN (count, buf_bytes) };
+  if (next_piece (ov, count, offset, &allocated, &filled->nr_bytes, fault) ==
+      -1)
+    return -1;
+  filled->was_allocated = allocated || !backing_enter (ov);
+  if (filled->was_allocated)
+    return 0;
+  r = fill_part (&f, buf, buf_bytes, filled, fault);
+  backing_leave (ov);
+  return r;
+}
+
+int
+overlay_fill_range (struct overlay *ov, struct image *image, uint64_t count,
+                    uint64_t offset, struct fault *fault)
+{
+  const size_t buf_bytes = 256 * 1024;
+  const uint64_t end = DIV_ROUND_UP (offset + count, SECTOR) * SECTOR;
+  CLEANUP_FREE char *buf = malloc (buf_bytes);
+  struct filled filled;
+
+  if (buf == NULL)
+    return set_fault (fault, FAULT_MEMORY, ENOMEM);
+  for (offset -= offset % SECTOR; offset < end; offset += filled.nr_bytes)
+    if (overlay_fill (ov, image, buf, buf_bytes, end - offset, offset, &filled,
+                      fault) == -1)
+      return -1;
+  return 0;
 }

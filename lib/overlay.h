@@ -31,6 +31,20 @@
  * - Zeroing, and trimming where a sector is not allocated, write zeroes
  *   (a hole where it can be) and set bits like a write.
  *
+ * Filling
+ * -------
+ * To fill is to give a sector the content that it has in the backing file.
+ * The backing file never changes, so it is read without any lock, however
+ * long that takes, and nobody waits for it.  Then the range is held in
+ * first_touch, as for a write, and only those of its sectors are written
+ * whose bits are clear now: who wrote the others meanwhile has set theirs
+ * before he let go of the range.  So what is filled is never newer than
+ * what is there, and a writer waits at most for a write to the image.
+ *
+ * When all sectors are allocated and that is on disk, the disk stands
+ * alone: nothing is read from the backing file any more, and it can be
+ * closed once those are done who had looked before.  They are counted.
+ *
  * What is on disk at each moment
  * ------------------------------
  * Nothing is written to the metadata file but by a commit (map.h), and
@@ -76,6 +90,7 @@
  *                         over I/O
  *   images_lock           the list of attached images and their users;
  *                         not held over I/O
+ *   backing_lock          waiting until nobody uses the backing file
  * None of the mutexes is held when another one is taken.  Who commits may
  * take ranges, so nobody who holds one waits for a commit.
  */
@@ -103,15 +118,29 @@ struct fault {
   int err; /* an error number, see error.h */
 };
 
+/* What the owner of an overlay wants to know.  Each is called from any
+ * thread, without locks, with OPAQUE; each may be NULL.
+ */
+struct overlay_hooks {
+  /* There is something to commit and was nothing before.  Must not block. */
+  void (*dirty) (void *opaque);
+
+  /* A client of IMAGE read BUF, COUNT bytes at OFFSET, from the backing
+   * file.  It waits for this for its answer.
+   */
+  void (*missed) (void *opaque, struct image *image, const void *buf,
+                  size_t count, uint64_t offset);
+
+  void *opaque;
+};
+
 /* Make the overlay of SIZE_BYTES (valid, see format.h) over METADATA and
- * BACKING, which may be NULL.  DIRTY, if not NULL, is called with OPAQUE
- * when there is something to commit and was nothing before; from any
- * thread, without locks; it must not block.  On success *OV is freed by
- * overlay_close.  Reads nothing.  Returns 0 or ENOMEM.
+ * BACKING, which may be NULL.  HOOKS are copied; NULL is none.  On success
+ * *OV is freed by overlay_close.  Reads nothing.  Returns 0 or ENOMEM.
  */
 int overlay_open (struct overlay **ov, struct image *metadata,
                   uint64_t size_bytes, struct backing *backing,
-                  void (*dirty) (void *opaque), void *opaque);
+                  const struct overlay_hooks *hooks);
 
 /* Free OV; NULL is ignored.  Commits nothing: detaching the last image
  * did.  The caller makes sure that nobody uses it any more.
@@ -172,5 +201,51 @@ int overlay_commit (struct overlay *ov, struct fault *fault);
 
 /* Is there anything to commit?  Takes no lock. */
 bool overlay_uncommitted (struct overlay *ov);
+
+/*--- Filling. ---------------------------------------------------------*/
+
+/* Write to the image what was read from the backing file before: BUF, COUNT
+ * bytes at OFFSET, both whole sectors.  Sectors that are allocated by now
+ * are left alone; blocks of zeroes become holes where they can.  Waits for
+ * whoever writes to the range, if WAIT; else nothing is done then.  Blocks.
+ * Returns 0, or -1 and *FAULT; what was written before it failed is
+ * allocated.
+ */
+int overlay_keep (struct overlay *ov, struct image *image, const void *buf,
+                  size_t count, uint64_t offset, bool wait,
+                  struct fault *fault);
+
+/* What a step of filling did, or failed to do. */
+struct filled {
+  uint64_t nr_bytes; /* how far it came, at least a sector */
+  bool was_allocated;
+  uint64_t nr_copied; /* bytes of data; not what reads as zeroes */
+};
+
+/* Fill the first part of a range of whole sectors that is in one state: what
+ * is allocated already, or zeroes, or data of at most BUF_BYTES, a multiple
+ * of 4096, which are read into BUF.  Blocks.  Returns 0, or -1 and *FAULT,
+ * and in any case *FILLED.
+ */
+int overlay_fill (struct overlay *ov, struct image *image, void *buf,
+                  size_t buf_bytes, uint64_t count, uint64_t offset,
+                  struct filled *filled, struct fault *fault);
+
+/* Fill all sectors that the range touches; it is byte-granular.  Blocks.
+ * Returns 0, or -1 and *FAULT, after which a part of it is filled.
+ */
+int overlay_fill_range (struct overlay *ov, struct image *image, uint64_t count,
+                        uint64_t offset, struct fault *fault);
+
+/* Is every sector allocated, and is that on disk?  Once that is so it stays
+ * so.  It costs next to nothing to ask again and again, but may block for
+ * reading the metadata file; where that fails the answer is no.
+ */
+bool overlay_stands_alone (struct overlay *ov);
+
+/* Use the backing file no more: from when this returns on, its owner may
+ * close it.  The disk stands alone.  Waits for those who read it still.
+ */
+void overlay_drop_backing (struct overlay *ov);
 
 #endif /* ADDCOW_OVERLAY_H */

@@ -236,8 +236,10 @@ open_disk (void)
       .confine = confine,
       .log = log_backing,
     },
-    .dirty = committer_dirty,
-    .opaque = &committer,
+    .hooks = &(struct overlay_hooks){
+      .dirty = committer_dirty,
+      .opaque = &committer,
+    },
   };
   if (disk_open (&disk, metadata_file, &options, &failure)) {
     report_failure (&failure);

@@ -489,7 +489,7 @@ open_overlay (void)
   set_up_port (&metadata.port);
   set_up_port (&backing.port);
   CHECK_EQ (overlay_open (&ov, &metadata.image, (uint64_t) NR_SECTORS * SECTOR,
-                          &backing.backing, NULL, NULL),
+                          &backing.backing, NULL),
             0);
   for (i = 0; i < 2; i++) {
     sim_image_init (&images[i], &image_store);

@@ -76,6 +76,11 @@ note_dirty (void *opaque)
   nr_dirty++;
 }
 
+static const struct overlay_hooks hooks = {
+  .dirty = note_dirty,
+  .opaque = &nr_dirty,
+};
+
 /* What the backing file has at OFFSET. */
 static uint8_t
 base_byte (uint64_t offset)
@@ -108,8 +113,7 @@ begin (uint64_t nr_sectors, uint64_t backing_bytes)
   sim_store_put (&backing_store, base, i, 0);
   nr_dirty = 0;
   CHECK_EQ (overlay_open (&ov, &metadata.image, nr_sectors * SECTOR,
-                          backing_bytes ? &backing.backing : NULL, note_dirty,
-                          &nr_dirty),
+                          backing_bytes ? &backing.backing : NULL, &hooks),
             0);
   CHECK_EQ (overlay_size_bytes (ov), nr_sectors * SECTOR);
   CHECK_EQ (world.nr_events, 0);
@@ -691,9 +695,9 @@ test_extents_random (struct rng *rng)
       sim_store_put (&backing_store, "b", 1, i * SECTOR);
   overlay_close (ov);
   sim_backing_init (&backing, &backing_store);
-  CHECK_EQ (overlay_open (&ov, &metadata.image, FLAT_BYTES, &backing.backing,
-                          NULL, NULL),
-            0);
+  CHECK_EQ (
+      overlay_open (&ov, &metadata.image, FLAT_BYTES, &backing.backing, NULL),
+      0);
   overlay_attach (ov, &image.image);
   overlay_attach (ov, &other.image);
   image.port.one_extent = rng_one_in (rng, 2);
