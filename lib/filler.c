@@ -1,0 +1,658 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <assert.h>
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "common.h"
+#include "filler.h"
+#include "format.h"
+
+#define SPAN_BYTES (4 * 1024 * 1024)
+#define AREA_BYTES (1024 * 1024)
+#define NR_AREAS 64 /* that are remembered to be hot */
+#define MAX_KEPT_BYTES (4 * 1024 * 1024)
+#define MAX_WORKERS 16
+
+#define MS INT64_C (1000000)
+#define SECOND (1000 * MS)
+#define BUSY_NS (20 * MS)     /* clients are, for so long after a request */
+#define MAX_REST_NS SECOND    /* while they are */
+#define ASK_ON_NS (100 * MS)  /* how often to ask if filling is wanted, */
+#define ASK_OFF_NS (500 * MS) /* and while it is not */
+#define MIN_PAUSE_NS SECOND
+#define MAX_PAUSE_NS (60 * SECOND)
+#define QUIET_NS (120 * SECOND) /* without a failure: then it is told again */
+
+/* So many failing steps in a row are bad sectors, more are a bad part. */
+#define MAX_BAD_STEPS 16
+#define MAX_SKIP_SPANS 65536
+
+/* The bytes [pos, end) that a worker is filling. */
+struct span {
+  uint64_t pos, end;
+};
+
+struct worker {
+  struct filler *filler;
+  pthread_t thread;
+  struct span span, hot;
+  bool working; /* on a step */
+  char *buf;    /* the worker's own */
+};
+
+/* What a client read. */
+struct kept {
+  struct kept *next;
+  uint64_t offset;
+  size_t count;
+  char buf[];
+};
+
+/* How failures of one kind are told of and what comes of them. */
+struct trouble {
+  int64_t last_ns; /* the last failure; 0: none */
+  int64_t pause_ns;
+};
+
+struct filler {
+  struct filler_options options;
+  uint64_t size_bytes;
+  struct worker *workers;
+  unsigned nr_started;
+
+  _Atomic uint64_t nr_begun, nr_ended; /* requests of clients */
+  _Atomic uint64_t nr_bytes;           /* that were filled */
+
+  pthread_mutex_t lock; /* protects all that follows */
+  pthread_cond_t wake;
+  bool stop;
+  bool complete;
+
+  struct kept *first_kept, **last_kept;
+  size_t nr_kept_bytes;
+
+  uint64_t areas[NR_AREAS]; /* where hot areas begin, the newest last */
+  unsigned nr_areas;
+
+  uint64_t cursor;       /* where the next span begins */
+  bool pass_failed;      /* something was left out */
+  bool pass_filled;      /* something was filled */
+  bool ending;           /* somebody looks if all is done */
+  int64_t pass_ns;       /* not before that */
+  int64_t pass_pause_ns; /* after the last one */
+  unsigned nr_bad_steps; /* in a row */
+  unsigned seed;
+
+  struct trouble backing, image;
+  int64_t pause_ns; /* not before that, as writing failed */
+
+  int64_t rate_ns; /* not before that, to keep the rate */
+
+  uint64_t nr_seen;    /* requests of clients, that began */
+  int64_t busy_ns;     /* they are busy until then */
+  unsigned nr_working; /* workers on a step that is no keep */
+  int64_t rest_ns;     /* not before that, as clients are busy */
+
+  bool wanted;
+  int64_t ask_ns; /* when to ask again */
+
+  uint64_t nr_uncommitted; /* bytes of data since the last commit */
+};
+
+static int64_t
+now_ns (void)
+{
+  struct timespec ts;
+
+  clock_gettime (CLOCK_MONOTONIC, &ts);
+  return ts.tv_sec * SECOND + ts.tv_nsec;
+}
+
+static void
+wait_until_locked (struct filler *f, int64_t ns)
+{
+  const struct timespec until = {
+    .tv_sec = ns / SECOND,
+    .tv_nsec = ns % SECOND,
+  };
+
+  pthread_cond_timedwait (&f->wake, &f->lock, &until);
+}
+
+/*--- What clients do. -------------------------------------------------*/
+
+void
+filler_client_begins (struct filler *f)
+{
+  atomic_fetch_add_explicit (&f->nr_begun, 1, memory_order_relaxed);
+}
+
+void
+filler_client_ends (struct filler *f)
+{
+  atomic_fetch_add_explicit (&f->nr_ended, 1, memory_order_relaxed);
+}
+
+static bool
+clients_are_busy_locked (struct filler *f, int64_t now)
+{
+  const uint64_t nr_ended = atomic_load_explicit (&f->nr_ended,
+                                                  memory_order_relaxed);
+  const uint64_t nr_begun = atomic_load_explicit (&f->nr_begun,
+                                                  memory_order_relaxed);
+
+  if (nr_begun != nr_ended || nr_begun != f->nr_seen)
+    f->busy_ns = now + BUSY_NS;
+  f->nr_seen = nr_begun;
+  return now < f->busy_ns;
+}
+
+/* Take the newest hot area, if there is one. */
+static bool
+take_area_locked (struct filler *f, uint64_t *offset)
+{
+  if (f->nr_areas == 0)
+    return false;
+  *offset = f->areas[--f->nr_areas];
+  return true;
+}
+
+static void
+add_area_locked (struct filler *f, uint64_t offset)
+{
+  unsigned i;
+
+  for (i = f->nr_areas; i-- > 0;)
+    if (f->areas[i] == offset)
+      return;
+  if (f->nr_areas == NR_AREAS) /* the oldest is the coldest */
+    memmove (f->areas, f->areas + 1, --f->nr_areas * sizeof f->areas[0]);
+  f->areas[f->nr_areas++] = offset;
+}
+
+void
+filler_hot (struct filler *f, uint64_t count, uint64_t offset)
+{
+  const uint64_t first = offset - offset % AREA_BYTES;
+  const uint64_t last = offset + count - 1;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
+  if (f->options.only_keep || f->complete)
+    return;
+  add_area_locked (f, first);
+  if (last - first >= AREA_BYTES)
+    add_area_locked (f, last - last % AREA_BYTES);
+}
+
+static void
+forget_kept_locked (struct filler *f)
+{
+  while (f->first_kept) {
+    struct kept *k = f->first_kept;
+
+    f->first_kept = k->next;
+    free (k);
+  }
+  f->last_kept = &f->first_kept;
+  f->nr_kept_bytes = 0;
+}
+
+/* Queue K; false if there is no room.  Where it would do no good it is
+ * dropped, and that is as well.
+ */
+static bool
+queue_kept (struct filler *f, struct kept *k)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
+  if (f->complete || f->stop || now_ns () < f->pause_ns) {
+    free (k);
+    return true;
+  }
+  if (f->nr_kept_bytes + k->count > MAX_KEPT_BYTES)
+    return false;
+  k->next = NULL;
+  *f->last_kept = k;
+  f->last_kept = &k->next;
+  f->nr_kept_bytes += k->count;
+  pthread_cond_signal (&f->wake);
+  return true;
+}
+
+bool
+filler_keep (struct filler *f, const void *buf, size_t count, uint64_t offset)
+{
+  struct kept *k;
+
+  if (count > MAX_KEPT_BYTES)
+    return false;
+  k = malloc (sizeof *k + count);
+  if (k == NULL)
+    return false;
+  k->offset = offset;
+  k->count = count;
+  memcpy (k->buf, buf, count);
+  if (queue_kept (f, k))
+    return true;
+  free (k);
+  return false;
+}
+
+uint64_t
+filler_nr_bytes (struct filler *f)
+{
+  return f->nr_bytes;
+}
+
+/*--- Failures. --------------------------------------------------------*/
+
+/* Something failed.  Returns whether to tell. */
+static bool
+trouble_locked (struct trouble *t, int64_t now)
+{
+  const bool quiet = t->last_ns == 0 || now - t->last_ns > QUIET_NS;
+
+  if (quiet)
+    t->pause_ns = 0;
+  t->last_ns = now;
+  return quiet;
+}
+
+static int64_t
+longer_pause (int64_t ns)
+{
+  return ns ? MIN (ns * 2, MAX_PAUSE_NS) : MIN_PAUSE_NS;
+}
+
+/* A step of W failed to read the backing file: leave it out, and perhaps
+ * more.
+ */
+static void
+skip_locked (struct filler *f, struct worker *w)
+{
+  uint64_t skip;
+
+  if (++f->nr_bad_steps <= MAX_BAD_STEPS)
+    return;
+  skip = UINT64_C (1) << MIN (f->nr_bad_steps - MAX_BAD_STEPS, 16);
+  skip = (1 + rand_r (&f->seed) % skip) * SPAN_BYTES;
+  f->cursor += MIN (skip, f->size_bytes - f->cursor);
+  w->span.pos = w->span.end;
+}
+
+/* A step, or keeping something, or a commit of W failed. */
+static void
+failed_locked (struct filler *f, struct worker *w, const struct fault *fault)
+{
+  const bool reading = fault->part == FAULT_BACKING;
+  const int64_t now = now_ns ();
+  bool tell;
+
+  f->pass_failed = true;
+  if (reading) {
+    tell = trouble_locked (&f->backing, now);
+    skip_locked (f, w);
+  }
+  else {
+    tell = trouble_locked (&f->image, now);
+    f->image.pause_ns = longer_pause (f->image.pause_ns);
+    f->pause_ns = now + f->image.pause_ns;
+    forget_kept_locked (f);
+  }
+  if (!tell || f->options.failed == NULL)
+    return;
+  pthread_mutex_unlock (&f->lock);
+  f->options.failed (f->options.opaque, fault);
+  pthread_mutex_lock (&f->lock);
+}
+
+/*--- Commits. ---------------------------------------------------------*/
+
+static void
+commit_locked (struct filler *f, struct worker *w)
+{
+  struct fault fault;
+  int r;
+
+  f->nr_uncommitted = 0;
+  pthread_mutex_unlock (&f->lock);
+  r = overlay_commit (f->options.ov, &fault);
+  pthread_mutex_lock (&f->lock);
+  if (r == -1)
+    failed_locked (f, w, &fault);
+}
+
+/* A pass is over: if all is allocated, commit that, and be done; else let
+ * the next one begin later.
+ */
+static void
+end_pass_locked (struct filler *f, struct worker *w)
+{
+  bool alone;
+
+  f->ending = true;
+  if (!f->pass_failed)
+    commit_locked (f, w);
+  pthread_mutex_unlock (&f->lock);
+  alone = overlay_stands_alone (f->options.ov);
+  if (alone && f->options.complete)
+    f->options.complete (f->options.opaque);
+  pthread_mutex_lock (&f->lock);
+  f->ending = false;
+  f->complete = alone;
+  f->cursor = 0;
+  f->pass_pause_ns = f->pass_filled ? MIN_PAUSE_NS
+                                    : longer_pause (f->pass_pause_ns);
+  f->pass_ns = now_ns () + f->pass_pause_ns;
+  f->pass_failed = f->pass_filled = false;
+  f->nr_bad_steps = 0;
+  pthread_cond_broadcast (&f->wake);
+}
+
+/*--- Steps. -----------------------------------------------------------*/
+
+static size_t
+step_bytes (const struct filler *f)
+{
+  const uint64_t rate = f->options.rate_bytes;
+  const uint64_t eighth = rate / 8 / 4096 * 4096;
+
+  if (rate == 0)
+    return f->options.request_bytes;
+  return MIN (MAX (eighth, 4096), f->options.request_bytes);
+}
+
+/* N bytes of data are about to be filled, or, negative, were not. */
+static void
+account_rate_locked (struct filler *f, int64_t n, int64_t now)
+{
+  const int64_t rate = MIN (f->options.rate_bytes, INT64_MAX);
+
+  if (rate == 0)
+    return;
+  f->rate_ns = MAX (f->rate_ns, n > 0 ? now : 0) + n * SECOND / rate;
+}
+
+/* The result of a step of W on S is R. */
+static void
+account_locked (struct filler *f, struct worker *w, int r, struct span *s,
+                const struct filled *filled, const struct fault *fault)
+{
+  s->pos += MIN (filled->nr_bytes, s->end - s->pos);
+  if (r == -1) {
+    failed_locked (f, w, fault);
+    return;
+  }
+  if (filled->was_allocated)
+    return;
+  f->pass_filled = true;
+  f->nr_bytes += filled->nr_bytes;
+  f->nr_uncommitted += filled->nr_copied;
+  if (filled->nr_copied)
+    f->nr_bad_steps = 0;
+  if (f->options.commit_bytes && f->nr_uncommitted >= f->options.commit_bytes)
+    commit_locked (f, w);
+}
+
+/* What W is to fill now, which is not empty: from what is hot or its own. */
+static struct span *
+take_span_locked (struct filler *f, struct worker *w)
+{
+  uint64_t offset;
+
+  if (w->hot.pos < w->hot.end)
+    return &w->hot;
+  if (take_area_locked (f, &offset)) {
+    w->hot.pos = offset;
+    w->hot.end = MIN (offset + 2 * AREA_BYTES, f->size_bytes);
+    return &w->hot;
+  }
+  if (w->span.pos < w->span.end)
+    return &w->span;
+  if (f->cursor == f->size_bytes)
+    return NULL;
+  w->span.pos = f->cursor;
+  w->span.end = f->cursor += MIN (SPAN_BYTES, f->size_bytes - f->cursor);
+  return &w->span;
+}
+
+static void
+fill_locked (struct filler *f, struct worker *w, struct span *s, bool busy)
+{
+  const int64_t begin = now_ns ();
+  const size_t n = step_bytes (f);
+  const uint64_t pos = s->pos, count = s->end - s->pos;
+  struct filled filled;
+  struct fault fault;
+  int r;
+
+  account_rate_locked (f, n, begin);
+  w->working = true;
+  f->nr_working++;
+  pthread_mutex_unlock (&f->lock);
+  r = overlay_fill (f->options.ov, f->options.image, w->buf, n, count, pos,
+                    &filled, &fault);
+  pthread_mutex_lock (&f->lock);
+  f->nr_working--;
+  account_rate_locked (f, (int64_t) filled.nr_copied - (int64_t) n, 0);
+  if (busy && !filled.was_allocated) {
+    const int64_t now = now_ns ();
+
+    f->rest_ns = now + MIN (3 * (now - begin), MAX_REST_NS);
+  }
+  account_locked (f, w, r, s, &filled, &fault);
+  w->working = false;
+}
+
+static void
+keep_locked (struct filler *f, struct worker *w)
+{
+  struct kept *k = f->first_kept;
+  struct fault fault;
+  int r;
+
+  f->first_kept = k->next;
+  if (f->first_kept == NULL)
+    f->last_kept = &f->first_kept;
+  w->working = true;
+  pthread_mutex_unlock (&f->lock);
+  r = overlay_keep (f->options.ov, f->options.image, k->buf, k->count,
+                    k->offset, true, &fault);
+  pthread_mutex_lock (&f->lock);
+  w->working = false;
+  /* It may have been forgotten with the others meanwhile. */
+  f->nr_kept_bytes -= MIN (f->nr_kept_bytes, k->count);
+  if (r == -1)
+    failed_locked (f, w, &fault);
+  else
+    f->nr_bytes += k->count;
+  free (k);
+}
+
+/*--- Workers. ---------------------------------------------------------*/
+
+/* Find out whether filling is wanted, if it is time to. */
+static void
+ask_locked (struct filler *f, int64_t now)
+{
+  bool wanted;
+
+  if (f->options.wanted == NULL || now < f->ask_ns)
+    return;
+  f->ask_ns = INT64_MAX; /* nobody else need ask */
+  pthread_mutex_unlock (&f->lock);
+  wanted = f->options.wanted (f->options.opaque);
+  pthread_mutex_lock (&f->lock);
+  f->wanted = wanted;
+  f->ask_ns = now + (wanted ? ASK_ON_NS : ASK_OFF_NS);
+}
+
+/* Is nobody filling any more? */
+static bool
+all_idle_locked (const struct filler *f)
+{
+  unsigned i;
+
+  for (i = 0; i < f->options.nr_workers; i++) {
+    const struct worker *w = &f->workers[i];
+
+    if (w->working || w->span.pos < w->span.end || w->hot.pos < w->hot.end)
+      return false;
+  }
+  return true;
+}
+
+/* Fill something, or wait for a reason to look again. */
+static void
+fill_or_wait_locked (struct filler *f, struct worker *w)
+{
+  const int64_t now = now_ns ();
+  struct span *s;
+  bool busy;
+
+  if (!f->wanted) {
+    wait_until_locked (f, MIN (f->ask_ns, now + ASK_OFF_NS));
+    return;
+  }
+  if (MAX (f->pause_ns, f->rate_ns) > now) {
+    wait_until_locked (f,
+                       MIN (MAX (f->pause_ns, f->rate_ns), now + ASK_OFF_NS));
+    return;
+  }
+  busy = clients_are_busy_locked (f, now);
+  if (busy && (f->nr_working > 0 || f->rest_ns > now)) {
+    wait_until_locked (f,
+                       MAX (f->rest_ns, now + (f->nr_working ? BUSY_NS : 0)));
+    return;
+  }
+  s = f->pass_ns > now && f->nr_areas == 0 && w->hot.pos == w->hot.end
+          ? NULL
+          : take_span_locked (f, w);
+  if (s)
+    fill_locked (f, w, s, busy);
+  else if (f->pass_ns > now)
+    wait_until_locked (f, MIN (f->pass_ns, now + ASK_OFF_NS));
+  else if (!f->ending && all_idle_locked (f))
+    end_pass_locked (f, w);
+  else
+    pthread_cond_wait (&f->wake, &f->lock);
+  if (s && f->cursor == f->size_bytes)
+    pthread_cond_broadcast (&f->wake); /* the pass may be over */
+}
+
+static void *
+worker_main (void *opaque)
+{
+  struct worker *w = opaque;
+  struct filler *f = w->filler;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
+  for (;;) {
+    if (f->first_kept)
+      keep_locked (f, w);
+    else if (f->stop || f->complete)
+      return NULL;
+    else if (f->options.only_keep)
+      pthread_cond_wait (&f->wake, &f->lock);
+    else {
+      ask_locked (f, now_ns ());
+      fill_or_wait_locked (f, w);
+    }
+  }
+}
+
+/*--- Starting and stopping. -------------------------------------------*/
+
+static struct filler *
+new_filler (const struct filler_options *options)
+{
+  const unsigned n = options->nr_workers;
+  struct filler *f = calloc (1, sizeof *f);
+  pthread_condattr_t attr;
+  unsigned i;
+
+  assert (n >= 1 && n <= MAX_WORKERS);
+  if (f == NULL)
+    return NULL;
+  f->workers = calloc (n, sizeof f->workers[0]);
+  if (f->workers == NULL) {
+    free (f);
+    return NULL;
+  }
+  f->options = *options;
+  f->size_bytes = overlay_size_bytes (options->ov);
+  f->last_kept = &f->first_kept;
+  f->wanted = options->wanted == NULL;
+  f->seed = 1;
+  pthread_mutex_init (&f->lock, NULL);
+  pthread_condattr_init (&attr);
+  pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
+  pthread_cond_init (&f->wake, &attr);
+  pthread_condattr_destroy (&attr);
+  for (i = 0; i < n; i++)
+    f->workers[i].filler = f;
+  return f;
+}
+
+static int
+start_worker (struct filler *f, struct worker *w)
+{
+  int r;
+
+  if (!f->options.only_keep) {
+    w->buf = malloc (f->options.request_bytes);
+    if (w->buf == NULL)
+      return ENOMEM;
+  }
+  r = pthread_create (&w->thread, NULL, worker_main, w);
+  if (r == 0)
+    f->nr_started++;
+  return r;
+}
+
+int
+filler_start (struct filler **ret, const struct filler_options *options)
+{
+  struct filler *f = new_filler (options);
+  unsigned i;
+  int r;
+
+  if (f == NULL)
+    return ENOMEM;
+  for (i = 0; i < options->nr_workers; i++) {
+    r = start_worker (f, &f->workers[i]);
+    if (r) {
+      filler_stop (f);
+      return r;
+    }
+  }
+  *ret = f;
+  return 0;
+}
+
+void
+filler_stop (struct filler *f)
+{
+  unsigned i;
+
+  if (f == NULL)
+    return;
+  pthread_mutex_lock (&f->lock);
+  f->stop = true;
+  pthread_cond_broadcast (&f->wake);
+  pthread_mutex_unlock (&f->lock);
+  for (i = 0; i < f->nr_started; i++)
+    pthread_join (f->workers[i].thread, NULL);
+  for (i = 0; i < f->options.nr_workers; i++)
+    free (f->workers[i].buf);
+  forget_kept_locked (f);
+  pthread_cond_destroy (&f->wake);
+  pthread_mutex_destroy (&f->lock);
+  free (f->workers);
+  free (f);
+}
