@@ -13,6 +13,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,8 +23,10 @@
 #include "common.h"
 #include "disk.h"
 #include "error.h"
+#include "hydrate.h"
 #include "image-next.h"
 #include "server-args.h"
+#include "switch.h"
 
 #define MAX_TIMEOUT_SECONDS 86400
 
@@ -36,11 +39,20 @@ static const char *backing_format;
 static const char *confine;
 static unsigned backing_timeout = BACKING_TIMEOUT_SECONDS;
 static unsigned commit_interval = 5;
+static struct switch_ on_read;
+static int on_cache;
+static struct switch_ hydrating;
+static uint64_t hydrate_rate; /* bytes a second; 0: any */
 
 /* What the parameters made: the one disk that is served. */
 static struct disk *disk;
 static struct committer committer;
+static struct hydrate hydrate;
 static int server_thread_model;
+static _Atomic bool stands_alone; /* it was said */
+
+/* See image_next_init. */
+static pthread_mutex_t serialize_lock = PTHREAD_MUTEX_INITIALIZER;
 
 struct handle {
   bool read_only;
@@ -104,10 +116,69 @@ report_commit_fault (const struct fault *fault)
                 disk->file_name);
 }
 
+/* As people know it. */
+static const char *
+image_name (void)
+{
+  if (file_parameter)
+    return file_parameter;
+  return disk->header.image_file[0] ? disk->header.image_file : "the image";
+}
+
+static void
+report_filling_fault (void *opaque UNUSED, const struct fault *fault)
+{
+  if (fault->part == FAULT_BACKING)
+    nbdkit_error ("%s: reading the backing file: %s: filling goes on "
+                  "elsewhere and tries again",
+                  disk->backing_location.name, addcow_strerror (fault->err));
+  else
+    nbdkit_error ("%s: filling pauses: %s",
+                  fault->part == FAULT_IMAGE ? image_name () : disk->file_name,
+                  addcow_strerror (fault->err));
+}
+
+/*--- Standing alone. --------------------------------------------------*/
+
+/* When the image has everything, close what is not needed, and say so. */
+static void
+look_if_alone (void)
+{
+  bool had_backing;
+
+  if (stands_alone || !disk->writable || !overlay_stands_alone (disk->overlay))
+    return;
+  if (atomic_exchange (&stands_alone, true))
+    return;
+  hydrate_is_complete (&hydrate);
+  had_backing = disk->backing != NULL;
+  disk_close_backing (disk);
+  nbdkit_error ("%s stands alone: %s %s no longer needed", image_name (),
+                disk->file_name,
+                had_backing ? "and the backing file are" : "is");
+}
+
+static void
+filling_is_complete (void *opaque UNUSED)
+{
+  look_if_alone ();
+}
+
+/*--- Requests begin and end. ------------------------------------------*/
+
+/* The begin of a data callback.  Returns HANDLE. */
+static struct handle *
+begin (void *handle)
+{
+  hydrate_client_begins (&hydrate);
+  return handle;
+}
+
 /* The end of a data callback, whose result R is. */
 static int
 finish (int r, const struct fault *fault, int *err)
 {
+  hydrate_client_ends (&hydrate);
   if (r == -1) {
     report_fault (fault);
     *err = addcow_errno (fault->err);
@@ -169,6 +240,27 @@ set_timeout (const char *key, const char *value)
 }
 
 static int
+set_bool (int *where, const char *value)
+{
+  *where = nbdkit_parse_bool (value);
+  return *where == -1 ? -1 : 0;
+}
+
+static int
+set_rate (const char *key, const char *value)
+{
+  const int64_t n = nbdkit_parse_size (value);
+
+  if (n > 0) {
+    hydrate_rate = n;
+    return 0;
+  }
+  if (n == 0)
+    nbdkit_error ("%s= must be more than 0", key);
+  return -1;
+}
+
+static int
 addcow_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
                const char *key, const char *value)
 {
@@ -187,6 +279,14 @@ addcow_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
     return set_once (&confine, key, value);
   if (strcmp (key, "addcow-commit-interval") == 0)
     return nbdkit_parse_unsigned (key, value, &commit_interval);
+  if (strcmp (key, "addcow-on-read") == 0)
+    return switch_parse (&on_read, value);
+  if (strcmp (key, "addcow-on-cache") == 0)
+    return set_bool (&on_cache, value);
+  if (strcmp (key, "addcow-hydrate") == 0)
+    return switch_parse (&hydrating, value);
+  if (strcmp (key, "addcow-hydrate-rate") == 0)
+    return set_rate (key, value);
   if (strncmp (key, "addcow-", strlen ("addcow-")) == 0) {
     nbdkit_error ("unknown parameter '%s'", key);
     return -1;
@@ -210,7 +310,77 @@ addcow_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
   "addcow-commit-interval=<SECONDS>  Make new allocations durable so\n" \
   "                        often without a flush (default 5, 0: never).\n" \
   "addcow-confine=<FOLDER> Files that are named in metadata files must lie\n" \
-  "                        under it."
+  "                        under it.\n" \
+  "addcow-hydrate=<BOOL>|</PATH>  Fill the image in the background until it\n" \
+  "                        stands alone; or do so while PATH exists.\n" \
+  "addcow-hydrate-rate=<SIZE>  At most so many bytes a second.\n" \
+  "addcow-on-cache=<BOOL>  Keep what clients ask to be cached.\n" \
+  "addcow-on-read=<BOOL>|</PATH>  Keep what is read from the backing file\n" \
+  "                        in the image; or do so while PATH exists."
+
+/* Keep the sector of OFFSET, of which only a part was read. */
+static void
+keep_sector (struct image *image, uint64_t offset)
+{
+  struct fault fault;
+
+  overlay_fill_range (disk->overlay, image, 1, offset, &fault);
+}
+
+/* Keep whole sectors that were read: later, or now if that is too much.  The
+ * read has succeeded, whatever comes of this.
+ */
+static void
+keep_sectors (struct image *image, const void *buf, size_t count,
+              uint64_t offset)
+{
+  struct fault fault;
+
+  if (hydrate.filler && filler_keep (hydrate.filler, buf, count, offset))
+    return;
+  overlay_keep (disk->overlay, image, buf, count, offset, false, &fault);
+}
+
+static void
+keep (struct image *image, const char *buf, size_t count, uint64_t offset)
+{
+  const uint64_t end = offset + count;
+  const uint64_t first = DIV_ROUND_UP (offset, FORMAT_SECTOR_BYTES) *
+                         FORMAT_SECTOR_BYTES;
+  const uint64_t last = end - end % FORMAT_SECTOR_BYTES;
+
+  if (first < last)
+    keep_sectors (image, buf + (first - offset), last - first, first);
+  if (first != offset)
+    keep_sector (image, offset);
+  if (last != end && last >= first)
+    keep_sector (image, last);
+}
+
+/*--- What the overlay tells. ------------------------------------------*/
+
+static void
+overlay_is_dirty (void *opaque UNUSED)
+{
+  committer_dirty (&committer);
+}
+
+static void
+overlay_missed (void *opaque UNUSED, struct image *image, const void *buf,
+                size_t count, uint64_t offset)
+{
+  if (hydrate.counts)
+    filler_hot (hydrate.filler, count, offset);
+  if (disk->writable && switch_is_on (&on_read))
+    keep (image, buf, count, offset);
+}
+
+static const struct overlay_hooks overlay_hooks = {
+  .dirty = overlay_is_dirty,
+  .missed = overlay_missed,
+};
+
+/*--- Opening. ---------------------------------------------------------*/
 
 static int
 open_disk (void)
@@ -236,16 +406,43 @@ open_disk (void)
       .confine = confine,
       .log = log_backing,
     },
-    .hooks = &(struct overlay_hooks){
-      .dirty = committer_dirty,
-      .opaque = &committer,
-    },
+    .hooks = &overlay_hooks,
   };
   if (disk_open (&disk, metadata_file, &options, &failure)) {
     report_failure (&failure);
     return -1;
   }
   return 0;
+}
+
+/* The parameter, if any is on, that needs a disk that can be written to. */
+static const char *
+filling_parameter (void)
+{
+  if (switch_may_be_on (&hydrating))
+    return "addcow-hydrate";
+  if (switch_may_be_on (&on_read))
+    return "addcow-on-read";
+  return on_cache ? "addcow-on-cache" : NULL;
+}
+
+static bool
+filling_is_wanted (void *opaque UNUSED)
+{
+  return switch_is_on (&hydrating);
+}
+
+static void
+set_up_hydrate (void)
+{
+  hydrate.ov = disk->overlay;
+  hydrate.only_keep = !switch_may_be_on (&hydrating);
+  hydrate.rate_bytes = hydrate_rate;
+  hydrate.commits = commit_interval > 0;
+  hydrate.backing_is_far = disk->backing && disk->backing->ops->fd == NULL;
+  hydrate.wanted = hydrating.path ? filling_is_wanted : NULL;
+  hydrate.complete = filling_is_complete;
+  hydrate.failed = report_filling_fault;
 }
 
 static int
@@ -263,6 +460,13 @@ addcow_config_complete (nbdkit_next_config_complete *next,
   committer.interval_seconds = commit_interval;
   committer.ov = disk->overlay;
   committer.report = report_commit_fault;
+  committer.committed = look_if_alone;
+  if (filling_parameter () && !disk->writable) {
+    nbdkit_error ("%s: %s needs a disk that can be written to", metadata_file,
+                  filling_parameter ());
+    return -1;
+  }
+  set_up_hydrate ();
 
   if (file_parameter == NULL && disk->image_location.path &&
       next_config (next_config_data, "file", disk->image_location.path) == -1)
@@ -276,14 +480,33 @@ static int
 addcow_get_ready (int thread_model)
 {
   server_thread_model = thread_model;
+  if (switch_may_be_on (&hydrating) &&
+      thread_model < NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS) {
+    nbdkit_error ("addcow-hydrate cannot be used here: the plugin or a filter "
+                  "takes one connection at a time");
+    return -1;
+  }
   return 0;
 }
 
+static int check_next (nbdkit_next *next, const struct image_next *image);
+
+/* A thread of ours can keep what is read, and fill. */
+static bool
+needs_hydrate (void)
+{
+  return (switch_may_be_on (&hydrating) || switch_may_be_on (&on_read)) &&
+         server_thread_model >= NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS;
+}
+
 static int
-addcow_after_fork (nbdkit_backend *backend UNUSED)
+addcow_after_fork (nbdkit_backend *backend)
 {
   int r;
 
+  if (needs_hydrate () && hydrate_start (&hydrate, backend, server_thread_model,
+                                         &serialize_lock, check_next) == -1)
+    return -1;
   r = committer_start (&committer, server_thread_model >=
                                        NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS);
   if (r) {
@@ -296,6 +519,10 @@ addcow_after_fork (nbdkit_backend *backend UNUSED)
 static void
 addcow_cleanup (nbdkit_backend *backend UNUSED)
 {
+  struct fault fault;
+
+  if (!hydrate_stop (&hydrate, &fault))
+    report_commit_fault (&fault);
   committer_stop (&committer);
   if (overlay_uncommitted (disk->overlay))
     nbdkit_error ("%s: what was allocated since the last commit is lost",
@@ -306,6 +533,8 @@ static void
 addcow_unload (void)
 {
   disk_close (disk);
+  switch_clear (&on_read);
+  switch_clear (&hydrating);
 }
 
 /*--- Connections. -----------------------------------------------------*/
@@ -363,7 +592,8 @@ addcow_prepare (nbdkit_next *next, void *handle, int readonly UNUSED)
 {
   struct handle *h = handle;
 
-  if (image_next_init (&h->image, next, server_thread_model) == -1)
+  if (image_next_init (&h->image, next, server_thread_model, &serialize_lock) ==
+      -1)
     return -1;
   if (h->image.can_write != 1)
     h->read_only = true;
@@ -385,6 +615,8 @@ detach (struct handle *h)
     return;
   if (overlay_detach (disk->overlay, &h->image.image, &fault) == -1)
     report_commit_fault (&fault);
+  else
+    look_if_alone ();
   image_next_destroy (&h->image);
   h->attached = false;
 }
@@ -481,7 +713,7 @@ static int
 addcow_pread (nbdkit_next *next UNUSED, void *handle, void *buf, uint32_t count,
               uint64_t offset, uint32_t flags UNUSED, int *err)
 {
-  struct handle *h = handle;
+  struct handle *h = begin (handle);
   struct fault fault;
   int r = overlay_read (disk->overlay, &h->image.image, buf, count, offset,
                         &fault);
@@ -493,7 +725,7 @@ static int
 addcow_pwrite (nbdkit_next *next UNUSED, void *handle, const void *buf,
                uint32_t count, uint64_t offset, uint32_t flags, int *err)
 {
-  struct handle *h = handle;
+  struct handle *h = begin (handle);
   struct fault fault;
   int r = overlay_write (disk->overlay, &h->image.image, buf, count, offset,
                          image_flags (flags), &fault);
@@ -505,13 +737,15 @@ static int
 addcow_flush (nbdkit_next *next UNUSED, void *handle, uint32_t flags UNUSED,
               int *err)
 {
-  struct handle *h = handle;
+  struct handle *h = begin (handle);
   struct fault fault;
   int r = 0;
 
   /* Nothing is written to a disk that is not writable. */
   if (disk->writable)
     r = overlay_flush (disk->overlay, &h->image.image, &fault);
+  if (r == 0)
+    look_if_alone ();
 
   return finish (r, &fault, err);
 }
@@ -520,7 +754,7 @@ static int
 addcow_trim (nbdkit_next *next UNUSED, void *handle, uint32_t count,
              uint64_t offset, uint32_t flags, int *err)
 {
-  struct handle *h = handle;
+  struct handle *h = begin (handle);
   struct fault fault;
   int r = overlay_trim (disk->overlay, &h->image.image, count, offset,
                         image_flags (flags), &fault);
@@ -532,7 +766,7 @@ static int
 addcow_zero (nbdkit_next *next UNUSED, void *handle, uint32_t count,
              uint64_t offset, uint32_t flags, int *err)
 {
-  struct handle *h = handle;
+  struct handle *h = begin (handle);
   struct fault fault;
   int r = overlay_zero (disk->overlay, &h->image.image, count, offset,
                         image_flags (flags), &fault);
@@ -566,7 +800,7 @@ addcow_extents (nbdkit_next *next UNUSED, void *handle, uint32_t count,
                 uint64_t offset, uint32_t flags, struct nbdkit_extents *extents,
                 int *err)
 {
-  struct handle *h = handle;
+  struct handle *h = begin (handle);
   struct fault fault;
   struct adder a = {
     .extents = extents,
@@ -583,10 +817,15 @@ static int
 addcow_cache (nbdkit_next *next UNUSED, void *handle, uint32_t count,
               uint64_t offset, uint32_t flags UNUSED, int *err)
 {
-  struct handle *h = handle;
+  struct handle *h = begin (handle);
   struct fault fault;
-  int r = overlay_cache (disk->overlay, &h->image.image, count, offset, &fault);
+  int r = 0;
 
+  if (on_cache)
+    r = overlay_fill_range (disk->overlay, &h->image.image, count, offset,
+                            &fault);
+  if (r == 0)
+    r = overlay_cache (disk->overlay, &h->image.image, count, offset, &fault);
   return finish (r, &fault, err);
 }
 

@@ -64,6 +64,8 @@ commit_locked (struct committer *c)
   c->dirty = false;
   pthread_mutex_unlock (&c->lock);
   failed = overlay_commit (c->ov, &fault) == -1;
+  if (!failed)
+    c->committed ();
   pthread_mutex_lock (&c->lock);
 
   /* A disk that stays full is reported once, not at every interval. */

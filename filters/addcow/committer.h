@@ -26,6 +26,7 @@ struct committer {
   unsigned interval_seconds; /* 0: never */
   struct overlay *ov;
   void (*report) (const struct fault *fault); /* of a failed commit */
+  void (*committed) (void); /* after each commit, without locks */
 
   pthread_mutex_t lock; /* protects all that follows */
   pthread_cond_t wake;
@@ -40,7 +41,7 @@ struct committer {
 /* Make *C ready for committer_dirty.  It does nothing yet. */
 void committer_init (struct committer *c);
 
-/* Begin: with a thread, if THREADED.  Set the first three fields before.
+/* Begin: with a thread, if THREADED.  Set the first four fields before.
  * Returns 0 or an errno.
  */
 int committer_start (struct committer *c, bool threaded);
