@@ -155,6 +155,12 @@ backing_addcow_cache (struct backing *backing, uint64_t count, uint64_t offset)
 }
 
 static void
+backing_addcow_interrupt (struct backing *backing)
+{
+  overlay_interrupt (addcow_of (backing)->disk->overlay);
+}
+
+static void
 backing_addcow_close (struct backing *backing)
 {
   struct backing_addcow *b = addcow_of (backing);
@@ -170,6 +176,7 @@ static const struct backing_ops backing_addcow_ops = {
   .read = backing_addcow_read,
   .extents = backing_addcow_extents,
   .cache = backing_addcow_cache,
+  .interrupt = backing_addcow_interrupt,
   .close = backing_addcow_close,
 };
 

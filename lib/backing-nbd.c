@@ -285,6 +285,12 @@ backing_nbd_cache (struct backing *backing, uint64_t count, uint64_t offset)
 /*--- Opening and closing. ---------------------------------------------*/
 
 static void
+backing_nbd_interrupt (struct backing *backing)
+{
+  nbd_client_interrupt (to_nbd (backing)->client);
+}
+
+static void
 backing_nbd_close (struct backing *backing)
 {
   struct backing_nbd *nbd = to_nbd (backing);
@@ -299,6 +305,7 @@ static const struct backing_ops backing_nbd_ops = {
   .read = backing_nbd_read,
   .extents = backing_nbd_extents,
   .cache = backing_nbd_cache,
+  .interrupt = backing_nbd_interrupt,
   .close = backing_nbd_close,
 };
 

@@ -46,6 +46,13 @@ backing_cache (struct backing *backing, uint64_t count, uint64_t offset)
 }
 
 void
+backing_interrupt (struct backing *backing)
+{
+  if (backing && backing->ops->interrupt)
+    backing->ops->interrupt (backing);
+}
+
+void
 backing_close (struct backing *backing)
 {
   if (backing)

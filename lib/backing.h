@@ -38,6 +38,11 @@ struct backing_ops {
    */
   int (*fd) (struct backing *);
 
+  /* From now on what is read, and what others wait for, fails with EIO, but
+   * soon.  Does not wait.  NULL: nothing takes long.
+   */
+  void (*interrupt) (struct backing *);
+
   /* Release everything, *BACKING too.  May block. */
   void (*close) (struct backing *);
 };
@@ -56,6 +61,7 @@ int backing_read (struct backing *backing, void *buf, size_t count,
 int backing_extents (struct backing *backing, uint64_t count, uint64_t offset,
                      extent_fn *fn, void *opaque);
 int backing_cache (struct backing *backing, uint64_t count, uint64_t offset);
+void backing_interrupt (struct backing *backing);
 void backing_close (struct backing *backing);
 
 /* How a backing file is opened.  What it points to is the caller's, and

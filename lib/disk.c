@@ -319,6 +319,19 @@ disk_open (struct disk **ret, const char *file_name,
   return 0;
 }
 
+int
+disk_open_image (const struct disk *disk, int *fd)
+{
+  char path[sizeof "/proc/self/fd/" + 3 * sizeof (int)];
+
+  if (disk->image_fd == -1)
+    return ADDCOW_E_NO_IMAGE;
+  /* The file that is locked, whatever has its name by now. */
+  snprintf (path, sizeof path, "/proc/self/fd/%d", disk->image_fd);
+  *fd = open (path, O_RDWR | O_CLOEXEC | O_NOCTTY);
+  return *fd == -1 ? errno : 0;
+}
+
 void
 disk_close_backing (struct disk *disk)
 {

@@ -77,6 +77,12 @@ struct disk {
 int disk_open (struct disk **disk, const char *file_name,
                const struct disk_options *options, struct failure *failure);
 
+/* Open the image, which was found when DISK was opened, for reading and
+ * writing.  *FD is the caller's.  Returns 0 or an errno; ADDCOW_E_NO_IMAGE
+ * where there is none that is a local file.  May block.
+ */
+int disk_open_image (const struct disk *disk, int *fd);
+
 /* Close the backing file, which nobody needs any more: the overlay stands
  * alone.  To be called once.  Waits for who uses it still; may block.
  */

@@ -304,7 +304,7 @@ failed_locked (struct filler *f, struct worker *w, const struct fault *fault)
     f->pause_ns = now + f->image.pause_ns;
     forget_kept_locked (f);
   }
-  if (!tell || f->options.failed == NULL)
+  if (!tell || f->options.failed == NULL || (reading && f->stop))
     return;
   pthread_mutex_unlock (&f->lock);
   f->options.failed (f->options.opaque, fault);
@@ -646,6 +646,7 @@ filler_stop (struct filler *f)
   f->stop = true;
   pthread_cond_broadcast (&f->wake);
   pthread_mutex_unlock (&f->lock);
+  overlay_interrupt (f->options.ov);
   for (i = 0; i < f->nr_started; i++)
     pthread_join (f->workers[i].thread, NULL);
   for (i = 0; i < f->options.nr_workers; i++)

@@ -84,7 +84,8 @@ struct filler_options {
 int filler_start (struct filler **filler, const struct filler_options *options);
 
 /* Write what is queued to be kept, then end the threads and free all; NULL
- * is ignored.  Waits for requests that are under way.
+ * is ignored.  Waits for requests that are under way, but those to the
+ * backing file are interrupted, which cannot be read any more after this.
  */
 void filler_stop (struct filler *filler);
 

@@ -49,6 +49,7 @@ struct nbd_client {
   pthread_t thread;
   bool running;
   bool stop;
+  bool interrupted; /* no request is to be answered any more */
 
   struct nbd_handle *nbd; /* NULL: not connected */
   bool unusable;          /* the thread shall close it */
@@ -331,8 +332,9 @@ static int start_locked (struct nbd_client *c);
 static void
 submit_locked (struct nbd_client *c, struct nbd_request *r)
 {
-  const int err = start_locked (c);
+  const int err = c->interrupted ? EIO : start_locked (c);
 
+  r->lost = c->interrupted;
   if (err)
     over_locked (r, err);
   else
@@ -494,6 +496,28 @@ nbd_client_wait (struct nbd_request *r)
   return r->err;
 }
 
+void
+nbd_client_interrupt (struct nbd_client *c)
+{
+  struct nbd_request *r;
+
+  pthread_mutex_lock (&c->lock);
+  take_incoming_locked (c);
+  c->interrupted = true;
+  while ((r = c->queued) != NULL) {
+    unlink_locked (r);
+    r->lost = true;
+    over_locked (r, EIO);
+  }
+  /* These may be written to until the handle is closed. */
+  for (r = c->in_flight; r; r = r->next)
+    r->expired = true;
+  if (c->in_flight)
+    unusable_locked (c, NULL);
+  wake (c);
+  release (c);
+}
+
 /*--- Connecting. ------------------------------------------------------*/
 
 /* The end of a disk need not be that of a block: the server is asked for
@@ -577,7 +601,7 @@ must_stop (struct nbd_client *c)
   bool stop;
 
   pthread_mutex_lock (&c->lock);
-  stop = c->stop;
+  stop = c->stop || c->interrupted;
   release (c);
   return stop;
 }
@@ -802,13 +826,15 @@ lose_connection_locked (struct nbd_client *c, struct attempts *a)
 {
   struct nbd_handle *nbd = c->nbd;
   CLEANUP_FREE char *why = c->why_unusable;
+  const bool interrupted = c->interrupted;
   struct nbd_request *r;
 
   c->why_unusable = NULL;
   c->nbd = NULL;
   release (c);
   close_handle (c, nbd);
-  say_lost (c, why ? why : "the server closed it");
+  if (!interrupted)
+    say_lost (c, why ? why : "the server closed it");
   pthread_mutex_lock (&c->lock);
 
   /* Who waited too long meanwhile may have wanted the same. */
@@ -859,7 +885,10 @@ try_to_connect_locked (struct nbd_client *c, struct attempts *a)
   release (c);
   if (reconnect_handle (c, &nbd, &facts, &why)) {
     nbd = NULL;
-    say_failed (c, a, why);
+    if (must_stop (c))
+      free (why);
+    else
+      say_failed (c, a, why);
     put_off (a);
   }
   else {

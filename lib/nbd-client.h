@@ -112,6 +112,11 @@ int nbd_client_open (struct nbd_client **client, struct nbd_peer *peer,
  */
 void nbd_client_rest (struct nbd_client *client);
 
+/* From now on every request fails with EIO and request->lost, those too that
+ * are waited for.  Takes lock; does not wait.
+ */
+void nbd_client_interrupt (struct nbd_client *client);
+
 /* Nobody uses CLIENT any more; NULL is ignored.  Waits for the thread. */
 void nbd_client_close (struct nbd_client *client);
 

@@ -721,6 +721,15 @@ backing_leave (struct overlay *ov)
 }
 
 void
+overlay_interrupt (struct overlay *ov)
+{
+  if (!backing_enter (ov))
+    return;
+  backing_interrupt (ov->backing);
+  backing_leave (ov);
+}
+
+void
 overlay_drop_backing (struct overlay *ov)
 {
   ov->backing_dropped = true;

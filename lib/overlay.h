@@ -243,6 +243,11 @@ int overlay_fill_range (struct overlay *ov, struct image *image, uint64_t count,
  */
 bool overlay_stands_alone (struct overlay *ov);
 
+/* Let who waits for the backing file fail, and all who read it from now on:
+ * what uses the overlay is about to end.  Does not wait.
+ */
+void overlay_interrupt (struct overlay *ov);
+
 /* Use the backing file no more: from when this returns on, its owner may
  * close it.  The disk stands alone.  Waits for those who read it still.
  */
