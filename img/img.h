@@ -4,8 +4,8 @@
  *
  * Each verb is a function that gets its own arguments, its name first,
  * and returns the exit status.  Whatever fails is said with img_error, one
- * line on stderr, and nothing is written to stdout then: a verb prints
- * when all it does has been done.
+ * line on stderr, and nothing but progress is written to stdout then: a
+ * verb prints when all it does has been done.
  */
 
 #ifndef ADDCOW_IMG_H

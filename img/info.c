@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * addcow-img info: what a metadata file says, without opening the files
- * that it names.
+ * that it names; once, or as it fills.
  */
 
 #include <config.h>
@@ -10,11 +10,12 @@
 #include <getopt.h>
 #include <inttypes.h>
 #include <locale.h>
-#include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 #include <wchar.h>
 
 #include <json-c/json.h>
@@ -27,6 +28,7 @@
 #include "map.h"
 #include "metadata.h"
 #include "names.h"
+#include "progress.h"
 
 struct info {
   const char *file_name;
@@ -63,13 +65,16 @@ is_complete (const struct info *info)
   return info->nr_allocated == nr_sectors (info);
 }
 
-/* Rounded down to hundredths, so that 100 is said of nothing less. */
+static uint64_t
+allocated_bytes (const struct info *info)
+{
+  return info->nr_allocated * FORMAT_SECTOR_BYTES;
+}
+
 static double
 percent (const struct info *info)
 {
-  if (nr_sectors (info) == 0)
-    return 100;
-  return floor (10000.0L * info->nr_allocated / nr_sectors (info)) / 100;
+  return progress_percent (info->nr_allocated, nr_sectors (info));
 }
 
 /* Resolve NAME to *PATH; a name that is empty or a URI has none. */
@@ -105,27 +110,36 @@ collect_names (struct info *info)
   return 0;
 }
 
+/* All that changes while the overlay is served. */
+static int
+collect_state (struct info *info, int fd)
+{
+  struct image_file metadata;
+  int r;
+
+  r = metadata_read_header (fd, &info->header);
+  if (r)
+    return r;
+  info->in_use = lock_metadata_has_writer (fd);
+  image_file_init (&metadata, fd);
+  return map_count_allocated (&metadata.image, info->header.size_bytes,
+                              &info->nr_allocated);
+}
+
 static int
 collect (struct info *info)
 {
   CLEANUP_CLOSE int fd = -1;
-  struct image_file metadata;
   struct stat st;
   int r;
 
   r = metadata_open (info->file_name, false, &fd);
   if (r)
     return r;
-  r = metadata_read_header (fd, &info->header);
-  if (r)
-    return r;
   if (fstat (fd, &st) == -1)
     return errno;
   info->metadata_bytes_used = (uint64_t) st.st_blocks * BLOCK_BYTES;
-  info->in_use = lock_metadata_has_writer (fd);
-  image_file_init (&metadata, fd);
-  r = map_count_allocated (&metadata.image, info->header.size_bytes,
-                           &info->nr_allocated);
+  r = collect_state (info, fd);
   return r ? r : collect_names (info);
 }
 
@@ -156,9 +170,20 @@ print_hints (const struct info *info)
 }
 
 static void
+print_state (const struct info *info)
+{
+  const uint64_t allocated = allocated_bytes (info);
+  char text[SIZE_TEXT_BYTES];
+
+  printf ("allocated: %s (%" PRIu64 " bytes, %.2f%%)\n",
+          size_text (allocated, text), allocated, percent (info));
+  printf ("complete: %s\n", is_complete (info) ? "true" : "false");
+  printf ("in use: %s\n", info->in_use ? "true" : "false");
+}
+
+static void
 print_human (const struct info *info)
 {
-  const uint64_t allocated = info->nr_allocated * FORMAT_SECTOR_BYTES;
   char text[SIZE_TEXT_BYTES];
 
   print_name ("image", info->file_name, NULL);
@@ -172,10 +197,7 @@ print_human (const struct info *info)
   if (info->have_image)
     printf ("image file disk size: %s\n",
             size_text (info->image_bytes_used, text));
-  printf ("allocated: %s (%" PRIu64 " bytes, %.2f%%)\n",
-          size_text (allocated, text), allocated, percent (info));
-  printf ("complete: %s\n", is_complete (info) ? "true" : "false");
-  printf ("in use: %s\n", info->in_use ? "true" : "false");
+  print_state (info);
 }
 
 /* A copy of TEXT as UTF-8, which JSON is: what is not becomes U+FFFD.
@@ -230,6 +252,18 @@ add_bool (json_object *object, const char *key, bool value)
   json_object_object_add (object, key, json_object_new_boolean (value));
 }
 
+/* Print OBJECT with the FLAGS of json-c and release it. */
+static int
+put_json (json_object *object, int flags)
+{
+  const char *text = json_object_to_json_string_ext (object, flags);
+
+  if (text)
+    printf ("%s\n", text);
+  json_object_put (object);
+  return text ? 0 : ENOMEM;
+}
+
 /* What the hints say, and what of it has changed, to DATA. */
 static void
 add_hints (json_object *data, const struct info *info)
@@ -261,7 +295,6 @@ print_json (const struct info *info)
   json_object *top = json_object_new_object ();
   json_object *specific = json_object_new_object ();
   json_object *data = json_object_new_object ();
-  const char *text;
 
   setlocale (LC_CTYPE, "C.UTF-8");
   add_uint64 (top, "virtual-size", info->header.size_bytes);
@@ -276,35 +309,176 @@ print_json (const struct info *info)
   add_string (data, "full-image-filename", info->image_path);
   if (info->have_image)
     add_uint64 (data, "image-actual-size", info->image_bytes_used);
-  add_uint64 (data, "allocated-bytes",
-              info->nr_allocated * FORMAT_SECTOR_BYTES);
+  add_uint64 (data, "allocated-bytes", allocated_bytes (info));
   add_hints (data, info);
   add_bool (data, "complete", is_complete (info));
   add_bool (data, "in-use", info->in_use);
   json_object_object_add (specific, "data", data);
   json_object_object_add (top, "format-specific", specific);
 
-  text = json_object_to_json_string_ext (
-      top, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_SPACED |
-               JSON_C_TO_STRING_NOSLASHESCAPE);
-  if (text)
-    printf ("%s\n", text);
-  json_object_put (top);
-  return text ? 0 : ENOMEM;
+  return put_json (top, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_SPACED |
+                            JSON_C_TO_STRING_NOSLASHESCAPE);
+}
+
+/*--- Watching. --------------------------------------------------------*/
+
+#define WATCH_SECONDS 1
+
+struct watch {
+  struct info *info;
+  bool json;
+  bool shown; /* and with these: */
+  uint64_t shown_bytes;
+  double shown_percent;
+};
+
+/* Here and not in struct watch: end_by_signal has to find it. */
+static struct progress watch_progress;
+
+/* Leave the line of the bar, then die of the signal, which does again what
+ * it does by default and is not blocked here.
+ */
+static void
+end_by_signal (int sig)
+{
+  if (watch_progress.drawn && write (STDOUT_FILENO, "\n", 1) == -1)
+    _exit (EXIT_FAILURE);
+  raise (sig);
+}
+
+/* One that is ignored, as by what was started in the background, stays so.
+ */
+static void
+catch_signal (int sig)
+{
+  const struct sigaction catch = {
+    .sa_handler = end_by_signal,
+    .sa_flags = SA_RESETHAND | SA_NODEFER,
+  };
+  struct sigaction old;
+
+  if (sigaction (sig, NULL, &old) == 0 && old.sa_handler != SIG_IGN)
+    sigaction (sig, &catch, NULL);
+}
+
+/* A line of JSON of its own. */
+static int
+print_json_line (const struct info *info)
+{
+  json_object *line = json_object_new_object ();
+  char text[sizeof "100.00"];
+
+  snprintf (text, sizeof text, "%.2f", percent (info));
+  add_uint64 (line, "allocated-bytes", allocated_bytes (info));
+  json_object_object_add (line, "percent",
+                          json_object_new_double_s (percent (info), text));
+  add_bool (line, "complete", is_complete (info));
+  return put_json (line, JSON_C_TO_STRING_SPACED);
+}
+
+/* Show what has changed.  What is complete at once has no progress. */
+static int
+show_change (struct watch *w)
+{
+  const struct info *info = w->info;
+  const uint64_t bytes = allocated_bytes (info);
+  const bool percent_changed = !w->shown || w->shown_percent != percent (info);
+  const bool changed = percent_changed || w->shown_bytes != bytes;
+  int r = 0;
+
+  if (w->json) {
+    if (changed)
+      r = print_json_line (info);
+  }
+  else if (w->shown || !is_complete (info)) {
+    /* The disk may be resized meanwhile. */
+    if (!w->shown || watch_progress.total_bytes != info->header.size_bytes)
+      progress_begin (&watch_progress, info->header.size_bytes, bytes);
+    progress_update (&watch_progress, stdout, bytes);
+    if (percent_changed && !watch_progress.drawn)
+      progress_print_line (&watch_progress, stdout);
+  }
+  w->shown = true;
+  w->shown_bytes = bytes;
+  w->shown_percent = percent (info);
+  return r;
+}
+
+/* Is FD still what FILE_NAME names?  Returns 0 or an errno: ESTALE for
+ * another file, as NFS has it.
+ */
+static int
+compare_file (const char *file_name, int fd)
+{
+  struct stat named, opened;
+
+  if (stat (file_name, &named) == -1 || fstat (fd, &opened) == -1)
+    return errno;
+  return named.st_dev == opened.st_dev && named.st_ino == opened.st_ino
+             ? 0
+             : ESTALE;
+}
+
+static int
+watch_error (const char *file_name, int err)
+{
+  progress_end (&watch_progress, stdout);
+  if (err != ESTALE)
+    return img_file_error (file_name, err);
+  img_error ("%s: replaced by another file", file_name);
+  return EXIT_FAILURE;
+}
+
+/* Returns the exit status, when the overlay is complete or what is watched
+ * is lost.  What becomes complete may be removed then: the name is looked
+ * at before the bits, and counts only if some are missing.
+ */
+static int
+watch (struct info *info, bool json)
+{
+  struct watch w = { .info = info, .json = json };
+  CLEANUP_CLOSE int fd = -1;
+  int r, name_error;
+
+  r = metadata_open (info->file_name, false, &fd);
+  if (r)
+    return img_file_error (info->file_name, r);
+  catch_signal (SIGINT);
+  catch_signal (SIGTERM);
+  for (;;) {
+    name_error = compare_file (info->file_name, fd);
+    r = collect_state (info, fd);
+    if (r == 0)
+      r = show_change (&w);
+    if (r == 0 && !is_complete (info))
+      r = name_error;
+    if (r)
+      return watch_error (info->file_name, r);
+    if (img_close_stdout () != EXIT_SUCCESS)
+      return EXIT_FAILURE;
+    if (is_complete (info))
+      break;
+    sleep (WATCH_SECONDS);
+  }
+  progress_end (&watch_progress, stdout);
+  if (!json)
+    print_state (info);
+  return img_close_stdout ();
 }
 
 int
 img_info (int argc, char *argv[])
 {
-  enum { OPTION_OUTPUT = 256 };
+  enum { OPTION_OUTPUT = 256, OPTION_WATCH };
   static const struct option options[] = {
     { "help", no_argument, NULL, 'h' },
     { "output", required_argument, NULL, OPTION_OUTPUT },
+    { "watch", no_argument, NULL, OPTION_WATCH },
     { NULL, 0, NULL, 0 },
   };
   __attribute__ ((
       cleanup (cleanup_info))) struct info info = { .file_name = NULL };
-  bool json = false;
+  bool json = false, watching = false;
   int c, r;
 
   opterr = 0;
@@ -317,6 +491,9 @@ img_info (int argc, char *argv[])
       if (!json && strcmp (optarg, "human") != 0)
         return img_usage_error ("info", "--output must be human or json");
       break;
+    case OPTION_WATCH:
+      watching = true;
+      break;
     default:
       return img_option_error ("info", c, argv);
     }
@@ -326,6 +503,8 @@ img_info (int argc, char *argv[])
   info.file_name = argv[optind];
   if (info.file_name[0] == '\0')
     return img_usage_error ("info", "FILE must not be empty");
+  if (watching)
+    return watch (&info, json);
   r = collect (&info);
   if (r)
     return img_file_error (info.file_name, r);

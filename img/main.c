@@ -48,11 +48,12 @@ static const struct verb {
   },
   {
     "info", img_info, "describe an overlay",
-    "addcow-img info [--output=human|json] FILE\n"
+    "addcow-img info [--output=human|json] [--watch] FILE\n"
     "\n"
     "Describe the overlay whose metadata file is FILE, in use or not.\n"
     "\n"
     "      --output=human|json        how (default: human)\n"
+    "      --watch                    show how it fills, until it is complete\n"
     "  -h, --help                     print this\n",
   },
 };
