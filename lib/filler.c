@@ -42,8 +42,10 @@ struct worker {
   struct filler *filler;
   pthread_t thread;
   struct span span, hot;
-  bool working; /* on a step */
-  char *buf;    /* the worker's own */
+  struct span data;    /* of the span, what was written to the image */
+  struct span written; /* the same of the one before: it is written out */
+  bool working;        /* on a step */
+  char *buf;           /* the worker's own */
 };
 
 /* What a client read. */
@@ -399,6 +401,29 @@ account_locked (struct filler *f, struct worker *w, int r, struct span *s,
     commit_locked (f, w);
 }
 
+/* W has come to the end of its span: have it written to the disk.  Caller
+ * holds lock, which is released meanwhile.
+ */
+static void
+write_out_locked (struct filler *f, struct worker *w)
+{
+  const struct span now = w->data, before = w->written;
+  const int fd = f->options.image_fd;
+
+  w->data = (struct span){ 0, 0 };
+  if (fd == -1 || now.pos == now.end)
+    return;
+  w->written = now;
+  w->working = true;
+  pthread_mutex_unlock (&f->lock);
+  overlay_write_out (f->options.ov, fd, now.end - now.pos, now.pos, false);
+  if (before.pos < before.end)
+    overlay_write_out (f->options.ov, fd, before.end - before.pos, before.pos,
+                       true);
+  pthread_mutex_lock (&f->lock);
+  w->working = false;
+}
+
 /* What W is to fill now, which is not empty: from what is hot or its own. */
 static struct span *
 take_span_locked (struct filler *f, struct worker *w)
@@ -445,8 +470,15 @@ fill_locked (struct filler *f, struct worker *w, struct span *s, bool busy)
 
     f->rest_ns = now + MIN (3 * (now - begin), MAX_REST_NS);
   }
+  if (s == &w->span && filled.nr_copied) {
+    if (w->data.pos == w->data.end)
+      w->data.pos = pos;
+    w->data.end = pos + filled.nr_bytes;
+  }
   account_locked (f, w, r, s, &filled, &fault);
   w->working = false;
+  if (s == &w->span && s->pos == s->end)
+    write_out_locked (f, w);
 }
 
 static void

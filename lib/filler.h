@@ -28,8 +28,14 @@
  *   as it worked.  They are while a request of theirs is under way, and for
  *   a little time after.
  *
+ * A worker that comes to the end of a span begins to have it written to the
+ * disk, and waits until the one before is, which is then dropped from the
+ * system's memory.  So filling goes no faster than the disk for long, leaves
+ * little for the flush of a client, and takes the memory of nobody who has
+ * better use for it.  Hot areas are not dropped: they will be read.
+ *
  * After each commit_bytes of data the worker that filled the last one
- * commits, so that no client's flush finds gigabytes to be written.  When
+ * commits, so that what was done is not done again after a crash.  When
  * everything is allocated it is committed, that is told, and the threads
  * end.
  *
@@ -57,6 +63,9 @@ struct filler_options {
   size_t request_bytes;  /* of data at once; a multiple of 4096 */
   uint64_t rate_bytes;   /* of data in a second; 0: as fast as can be */
   uint64_t commit_bytes; /* 0: commit only when all is allocated */
+
+  /* The image as a file, to write it out as it is filled; or -1. */
+  int image_fd;
 
   /* Nothing is filled but what is given to filler_keep. */
   bool only_keep;

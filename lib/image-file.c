@@ -95,6 +95,33 @@ fd_write (int fd, const void *buf, size_t count, uint64_t offset)
   return 0;
 }
 
+int
+fd_write_out (int fd, uint64_t count, uint64_t offset, bool wait)
+{
+  const unsigned flags = wait ? SYNC_FILE_RANGE_WAIT_BEFORE |
+                                    SYNC_FILE_RANGE_WRITE |
+                                    SYNC_FILE_RANGE_WAIT_AFTER
+                              : SYNC_FILE_RANGE_WRITE;
+
+  if (sync_file_range (fd, offset, count, flags) == 0)
+    return 0;
+  switch (errno) {
+  case EINVAL:
+  case ENOSYS:
+  case EOPNOTSUPP:
+  case ESPIPE:
+    return 0;
+  default:
+    return errno;
+  }
+}
+
+void
+fd_forget (int fd, uint64_t count, uint64_t offset)
+{
+  posix_fadvise (fd, offset, count, POSIX_FADV_DONTNEED);
+}
+
 /* There is no data behind some place.  Is that a hole up to END, or has the
  * file become shorter?  Returns 0, EIO, or an error of asking.
  */

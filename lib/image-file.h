@@ -6,6 +6,8 @@
 #ifndef ADDCOW_IMAGE_FILE_H
 #define ADDCOW_IMAGE_FILE_H
 
+#include <stdbool.h>
+
 #include "image.h"
 
 struct image_file {
@@ -35,6 +37,19 @@ int fd_read (int fd, void *buf, size_t count, uint64_t offset);
 
 /* Write all of the range to FD.  Returns 0 or an errno.  May block. */
 int fd_write (int fd, const void *buf, size_t count, uint64_t offset);
+
+/* Begin to write to the disk what is in memory of the range of FD, and if
+ * WAIT wait until it is written.  That makes nothing durable, but an error
+ * may be what a later flush would have told: it is told once for each open
+ * file, and perhaps not to those that are opened after that.  Returns 0, also
+ * where the system cannot do that, or an errno.
+ */
+int fd_write_out (int fd, uint64_t count, uint64_t offset, bool wait);
+
+/* Let the system forget what it has in memory of the range of FD, as far as
+ * it is on the disk too.
+ */
+void fd_forget (int fd, uint64_t count, uint64_t offset);
 
 /* Call FN for the data and the holes of the range of FD; a file that
  * cannot tell is data.  Returns 0, what FN returned, or an errno: EIO where

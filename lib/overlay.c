@@ -11,6 +11,7 @@
 #include "common.h"
 #include "error.h"
 #include "format.h"
+#include "image-file.h"
 #include "map.h"
 #include "overlay.h"
 #include "range-lock.h"
@@ -1556,4 +1557,24 @@ overlay_fill_range (struct overlay *ov, struct image *image, uint64_t count,
                       fault) == -1)
       return -1;
   return 0;
+}
+
+/* It may have the system's answer to what a commit flushes, see
+ * flushing_begin.
+ */
+void
+overlay_write_out (struct overlay *ov, int fd, uint64_t count, uint64_t offset,
+                   bool done)
+{
+  int r;
+
+  flushing_begin (ov);
+  if (ov->nr_started == ov->nr_over) {
+    r = fd_write_out (fd, count, offset, done);
+    if (r)
+      count_failure (ov, r);
+  }
+  flushing_end (ov);
+  if (done)
+    fd_forget (fd, count, offset);
 }

@@ -412,6 +412,7 @@ open_disk (void)
     report_failure (&failure);
     return -1;
   }
+  hydrate.image_fd = args.file_plugin_is_next ? disk->image_fd : -1;
   return 0;
 }
 

@@ -55,6 +55,7 @@ start_filler (struct hydrate *h)
     .request_bytes = h->backing_is_far ? REQUEST_BYTES_FAR : REQUEST_BYTES_NEAR,
     .rate_bytes = h->rate_bytes,
     .commit_bytes = h->commits ? COMMIT_BYTES : 0,
+    .image_fd = h->image_fd,
     .only_keep = h->only_keep,
     .wanted = h->wanted,
     .complete = h->complete,

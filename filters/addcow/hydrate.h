@@ -29,6 +29,7 @@ struct hydrate {
   uint64_t rate_bytes;     /* a second; 0: any */
   bool commits;            /* from time to time, not only at the end */
   bool backing_is_far;     /* many requests at a time are worth while */
+  int image_fd;            /* the image as a local file, or -1 */
   bool (*wanted) (void *); /* see filler.h; their opaque is NULL */
   void (*complete) (void *);
   void (*failed) (void *, const struct fault *);
