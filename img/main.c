@@ -56,6 +56,18 @@ static const struct verb {
     "      --watch                    show how it fills, until it is complete\n"
     "  -h, --help                     print this\n",
   },
+  {
+    "stream", img_stream, "fill the image until it stands alone",
+    "addcow-img stream [-p] [-q] [--rate=SIZE] FILE\n"
+    "\n"
+    "Bring to the image of the overlay FILE, which nobody serves, what it has\n"
+    "not got yet.  Interrupted, it can be run again and goes on from there.\n"
+    "\n"
+    "  -p, --progress                 show how far it is; SIGUSR1 does once\n"
+    "  -q, --quiet                    print nothing at the end\n"
+    "      --rate=SIZE                read at most so much in a second\n"
+    "  -h, --help                     print this\n",
+  },
 };
 /* clang-format on */
 

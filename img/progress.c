@@ -204,7 +204,7 @@ progress_update (struct progress *p, FILE *fp, uint64_t done_bytes)
   if (p->drawn && done_bytes < p->total_bytes &&
       time_ns - p->drawn_ns < REDRAW_NS)
     return;
-  if (!isatty (fileno (fp)))
+  if (fp == NULL || !isatty (fileno (fp)))
     return;
   bar_text (p, time_ns, terminal_columns (fp), text);
   p->drawn = true;

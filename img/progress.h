@@ -42,9 +42,9 @@ void progress_begin (struct progress *p, uint64_t total_bytes,
                      uint64_t done_bytes);
 
 /* So much is done now: redraw the bar on FP, a terminal, in its line, and
- * flush it; on something that is no terminal print nothing but keep the
- * rate.  Can be called as often as one likes: the bar is redrawn some times
- * a second, and when all is done.
+ * flush it; on something that is no terminal, and if FP is NULL, print
+ * nothing but keep the rate.  Can be called as often as one likes: the bar is
+ * redrawn some times a second, and when all is done.
  */
 void progress_update (struct progress *p, FILE *fp, uint64_t done_bytes);
 
