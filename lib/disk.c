@@ -335,7 +335,6 @@ disk_open_image (const struct disk *disk, int *fd)
 void
 disk_close_backing (struct disk *disk)
 {
-  overlay_drop_backing (disk->overlay);
   backing_close (disk->backing);
   disk->backing = NULL;
 }

@@ -83,8 +83,8 @@ int disk_open (struct disk **disk, const char *file_name,
  */
 int disk_open_image (const struct disk *disk, int *fd);
 
-/* Close the backing file, which nobody needs any more: the overlay stands
- * alone.  To be called once.  Waits for who uses it still; may block.
+/* Close the backing file, which overlay_drop_backing has said that nobody
+ * uses any more.  To be called once.  May block.
  */
 void disk_close_backing (struct disk *disk);
 

@@ -730,14 +730,14 @@ overlay_interrupt (struct overlay *ov)
   backing_leave (ov);
 }
 
-void
-overlay_drop_backing (struct overlay *ov)
+bool
+overlay_drop_backing (struct overlay *ov, bool wait)
 {
   ov->backing_dropped = true;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&ov->backing_lock);
-  while (ov->nr_in_backing > 0)
+  while (wait && ov->nr_in_backing > 0)
     pthread_cond_wait (&ov->backing_idle, &ov->backing_lock);
-  ov->backing = NULL;
+  return ov->nr_in_backing == 0;
 }
 
 bool

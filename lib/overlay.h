@@ -257,9 +257,10 @@ bool overlay_stands_alone (struct overlay *ov);
  */
 void overlay_interrupt (struct overlay *ov);
 
-/* Use the backing file no more: from when this returns on, its owner may
- * close it.  The disk stands alone.  Waits for those who read it still.
+/* Use the backing file no more; the disk stands alone.  Some may read it
+ * still: waits for them, if WAIT.  Returns whether nobody does: from then on
+ * its owner may close it.
  */
-void overlay_drop_backing (struct overlay *ov);
+bool overlay_drop_backing (struct overlay *ov, bool wait);
 
 #endif /* ADDCOW_OVERLAY_H */

@@ -140,15 +140,19 @@ report_filling_fault (void *opaque UNUSED, const struct fault *fault)
 
 /*--- Standing alone. --------------------------------------------------*/
 
-/* When the image has everything, close what is not needed, and say so. */
+/* When the image has everything, close what is not needed, and say so.  Who
+ * cannot wait for others who read the backing file leaves it to the next one
+ * who looks.
+ */
 static void
-look_if_alone (void)
+look_if_alone (bool wait)
 {
   bool had_backing;
 
   if (stands_alone || !disk->writable || !overlay_stands_alone (disk->overlay))
     return;
-  if (atomic_exchange (&stands_alone, true))
+  if (!overlay_drop_backing (disk->overlay, wait) ||
+      atomic_exchange (&stands_alone, true))
     return;
   hydrate_is_complete (&hydrate);
   had_backing = disk->backing != NULL;
@@ -161,7 +165,13 @@ look_if_alone (void)
 static void
 filling_is_complete (void *opaque UNUSED)
 {
-  look_if_alone ();
+  look_if_alone (true);
+}
+
+static void
+is_committed (void)
+{
+  look_if_alone (true);
 }
 
 /*--- Requests begin and end. ------------------------------------------*/
@@ -461,7 +471,7 @@ addcow_config_complete (nbdkit_next_config_complete *next,
   committer.interval_seconds = commit_interval;
   committer.ov = disk->overlay;
   committer.report = report_commit_fault;
-  committer.committed = look_if_alone;
+  committer.committed = is_committed;
   if (filling_parameter () && !disk->writable) {
     nbdkit_error ("%s: %s needs a disk that can be written to", metadata_file,
                   filling_parameter ());
@@ -617,7 +627,7 @@ detach (struct handle *h)
   if (overlay_detach (disk->overlay, &h->image.image, &fault) == -1)
     report_commit_fault (&fault);
   else
-    look_if_alone ();
+    look_if_alone (true);
   image_next_destroy (&h->image);
   h->attached = false;
 }
@@ -745,8 +755,9 @@ addcow_flush (nbdkit_next *next UNUSED, void *handle, uint32_t flags UNUSED,
   /* Nothing is written to a disk that is not writable. */
   if (disk->writable)
     r = overlay_flush (disk->overlay, &h->image.image, &fault);
-  if (r == 0)
-    look_if_alone ();
+  /* Else its thread will. */
+  if (r == 0 && !committer.running)
+    look_if_alone (false);
 
   return finish (r, &fault, err);
 }
