@@ -825,6 +825,33 @@ addcow_extents (nbdkit_next *next UNUSED, void *handle, uint32_t count,
   return finish (r, &fault, err);
 }
 
+/* How much of a cache request is filled before looking if anybody waits for
+ * it still.
+ */
+#define FILL_BYTES (16 * 1024 * 1024)
+
+/* Fill a range, which can take long: it ends when the server or the
+ * connection does.
+ */
+static int
+fill (struct handle *h, uint64_t count, uint64_t offset, struct fault *fault)
+{
+  while (count > 0) {
+    const uint64_t n = MIN (count, FILL_BYTES);
+
+    if (overlay_fill_range (disk->overlay, &h->image.image, n, offset, fault) ==
+        -1)
+      return -1;
+    offset += n;
+    count -= n;
+    if (count > 0 && nbdkit_nanosleep (0, 0) == -1) {
+      *fault = (struct fault){ .part = FAULT_IMAGE, .err = ESHUTDOWN };
+      return -1; /* nbdkit has said it */
+    }
+  }
+  return 0;
+}
+
 static int
 addcow_cache (nbdkit_next *next UNUSED, void *handle, uint32_t count,
               uint64_t offset, uint32_t flags UNUSED, int *err)
@@ -834,8 +861,7 @@ addcow_cache (nbdkit_next *next UNUSED, void *handle, uint32_t count,
   int r = 0;
 
   if (on_cache)
-    r = overlay_fill_range (disk->overlay, &h->image.image, count, offset,
-                            &fault);
+    r = fill (h, count, offset, &fault);
   if (r == 0)
     r = overlay_cache (disk->overlay, &h->image.image, count, offset, &fault);
   return finish (r, &fault, err);
