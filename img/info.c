@@ -264,6 +264,16 @@ put_json (json_object *object, int flags)
   return text ? 0 : ENOMEM;
 }
 
+static void
+add_percent (json_object *object, const struct info *info)
+{
+  char text[sizeof "100.00"];
+
+  snprintf (text, sizeof text, "%.2f", percent (info));
+  json_object_object_add (object, "percent",
+                          json_object_new_double_s (percent (info), text));
+}
+
 /* What the hints say, and what of it has changed, to DATA. */
 static void
 add_hints (json_object *data, const struct info *info)
@@ -310,6 +320,7 @@ print_json (const struct info *info)
   if (info->have_image)
     add_uint64 (data, "image-actual-size", info->image_bytes_used);
   add_uint64 (data, "allocated-bytes", allocated_bytes (info));
+  add_percent (data, info);
   add_hints (data, info);
   add_bool (data, "complete", is_complete (info));
   add_bool (data, "in-use", info->in_use);
@@ -366,12 +377,9 @@ static int
 print_json_line (const struct info *info)
 {
   json_object *line = json_object_new_object ();
-  char text[sizeof "100.00"];
 
-  snprintf (text, sizeof text, "%.2f", percent (info));
   add_uint64 (line, "allocated-bytes", allocated_bytes (info));
-  json_object_object_add (line, "percent",
-                          json_object_new_double_s (percent (info), text));
+  add_percent (line, info);
   add_bool (line, "complete", is_complete (info));
   return put_json (line, JSON_C_TO_STRING_SPACED);
 }

@@ -66,6 +66,7 @@ want = {
             "full-image-filename": cwd + "/sub/vm.raw",
             "image-actual-size": os.stat("sub/vm.raw").st_blocks * 512,
             "allocated-bytes": 67584,
+            "percent": 6.44,
             "complete": False,
             "in-use": False,
         },
@@ -122,6 +123,7 @@ while read -r name bytes percent complete; do
     grep -qx "complete: $complete" out
     addcow-img info --output=json "$name" > out
     grep -q "\"allocated-bytes\": $bytes,\$" out
+    grep -q "\"percent\": $percent,\$" out
     grep -q "\"complete\": $complete,\$" out
 done < "$tmp/cases"
 rm s*-* empty* out
@@ -229,7 +231,7 @@ assert got == {
     "virtual-size": 4096, "filename": "bare.add-cow", "format": "add-cow",
     "actual-size": os.stat("bare.add-cow").st_blocks * 512,
     "format-specific": {"type": "add-cow", "data": {
-        "allocated-bytes": 0, "complete": False, "in-use": False}}}, got'
+        "allocated-bytes": 0, "percent": 0.0, "complete": False, "in-use": False}}}, got'
 mkdir -p folder.raw
 metadata folder.add-cow size=4096 image=folder.raw
 [ "$(addcow-img info folder.add-cow | grep -c "disk size")" -eq 1 ]
