@@ -368,6 +368,18 @@ wait_for_unlocked (struct overlay *ov)
       image = image->next;
 }
 
+/* Wait until nobody holds a range that did before: such a one may have
+ * written what is lost, and sets its bits when it is done.
+ */
+static void
+wait_for_first_touch (struct overlay *ov)
+{
+  struct range range;
+
+  range_acquire (&ov->first_touch, &range, 0, ov->size_bytes / SECTOR);
+  range_release (&ov->first_touch, &range);
+}
+
 /* How much is read and written back at once. */
 #define REWRITE_SECTORS 128
 
@@ -431,6 +443,7 @@ rewrite_uncommitted (struct overlay *ov, struct image *image,
     return set_fault (fault, FAULT_MEMORY, ENOMEM);
   wait_for_flushing (ov);
   wait_for_unlocked (ov);
+  wait_for_first_touch (ov);
   r = map_each_uncommitted (ov->map, rewrite_run, &rw);
   if (r)
     return set_fault (fault, rw.image_failed ? FAULT_IMAGE : FAULT_METADATA, r);

@@ -79,7 +79,8 @@
  * What the system has not written it takes for written after it told that.
  * So when flushing an image failed, the sectors whose bits are not
  * committed are read and written again before the next commit, under
- * their ranges; until that is over every writer holds its range.
+ * their ranges, when all are done who held ranges then; until that is over
+ * every writer holds its range.
  *
  * Locks, in the order in which they are taken
  * -------------------------------------------

@@ -2031,6 +2031,52 @@ test_detach_waits (void)
   end ();
 }
 
+/* A write is under way, its first sector in the image, when a flush fails
+ * and when the next one has made up for that: that sector was of those that
+ * may be lost, though its bit was not set.
+ */
+static void
+test_forgetful_image_during_touch (void)
+{
+  struct request a = REQUEST (WRITE, .offset = 100, .count = 2 * SECTOR,
+                              .byte = 1);
+  struct request b = REQUEST (FLUSH, .through = &other);
+  struct sim_world after_world;
+  struct sim_store after;
+  struct rng rng = { 8 };
+  struct gate gate;
+  unsigned i;
+
+  begin (16, 16 * SECTOR);
+  image_store.track = image_store.forgets = true;
+  sim_hold (&image.port, SIM_WRITE, 2 * SECTOR, &gate);
+  start (&a);
+  CHECK (is (&a, WORKER_HELD));
+  sim_fail (&other.port, SIM_FLUSH, 1, EIO, 0);
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH, .through = &other);
+  start (&b);
+  CHECK (is (&b, WORKER_WAITING));
+  gate_open (&gate);
+  finish (&a);
+  finish (&b);
+  CHECK (a.r == 0 && b.r == 0);
+  sim_no_gates (&image.port);
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH);
+  flush ();
+  CHECK (disk_bit (0) && disk_bit (1) && disk_bit (2));
+  for (i = 0; i < 20; i++) {
+    sim_world_init (&after_world);
+    sim_store_crash (&after, &after_world, &image_store, &rng);
+    CHECK_EQ (sim_store_byte (&after, 0), base_byte (0));
+    CHECK_EQ (sim_store_byte (&after, 100), 1);
+    CHECK_EQ (sim_store_byte (&after, 3 * SECTOR - 1),
+              base_byte (3 * SECTOR - 1));
+    sim_store_clear (&after);
+    sim_world_clear (&after_world);
+  }
+  end ();
+}
+
 int
 main (void)
 {
@@ -2049,6 +2095,7 @@ main (void)
   test_failures_are_told ();
   test_forgetful_image ();
   test_forgetful_image_races ();
+  test_forgetful_image_during_touch ();
   test_detach ();
   test_multi_conn ();
   test_many_pages ();
