@@ -138,6 +138,7 @@ sim_log_count_changes (struct sim_world *world, const struct sim_port *port)
   return sim_log_count (world, port, SIM_WRITE) +
          sim_log_count (world, port, SIM_ZERO) +
          sim_log_count (world, port, SIM_TRIM) +
+         sim_log_count (world, port, SIM_COPY) +
          sim_log_count (world, port, SIM_FLUSH);
 }
 
@@ -244,6 +245,9 @@ change_sector (struct sim_store *store, const struct sim_port *port,
 
   if (store->discards)
     return;
+  if (buf == NULL && make_hole && count == SECTOR &&
+      find_block (store, offset) == NULL)
+    return; /* as it is */
   block = make_block (store, offset);
   now = &block->now[offset % BLOCK_BYTES];
   if (buf)
@@ -771,33 +775,50 @@ sim_image_init (struct sim_image *image, struct sim_store *store)
 static struct sim_port *
 backing_port (struct backing *backing)
 {
-  return &container_of (backing, struct sim_backing, backing)->port;
+  struct sim_backing *b = container_of (backing, struct sim_backing, backing);
+
+  CHECK (!b->closed);
+  return &b->port;
+}
+
+/* It is not closed while it is used either. */
+static int
+backing_used (struct backing *backing, int r)
+{
+  backing_port (backing);
+  return r;
 }
 
 static int
 sim_backing_read (struct backing *backing, void *buf, size_t count,
                   uint64_t offset)
 {
-  return port_read (backing_port (backing), buf, count, offset);
+  return backing_used (backing,
+                       port_read (backing_port (backing), buf, count, offset));
 }
 
 static int
 sim_backing_extents (struct backing *backing, uint64_t count, uint64_t offset,
                      extent_fn *fn, void *opaque)
 {
-  return port_extents (backing_port (backing), count, offset, fn, opaque);
+  return backing_used (backing, port_extents (backing_port (backing), count,
+                                              offset, fn, opaque));
 }
 
 static int
 sim_backing_cache (struct backing *backing, uint64_t count, uint64_t offset)
 {
-  return port_cache (backing_port (backing), count, offset);
+  return backing_used (backing,
+                       port_cache (backing_port (backing), count, offset));
 }
 
 static void
 sim_backing_close (struct backing *backing)
 {
-  container_of (backing, struct sim_backing, backing)->closed = true;
+  struct sim_backing *b = container_of (backing, struct sim_backing, backing);
+
+  CHECK (!b->closed);
+  b->closed = true;
 }
 
 static const struct backing_ops sim_backing_ops = {
@@ -814,6 +835,66 @@ sim_backing_init (struct sim_backing *backing, struct sim_store *store)
     .backing = { .ops = &sim_backing_ops, .size_bytes = store->size_bytes },
     .port = { .store = store },
   };
+}
+
+/*--- Copies from the one to the other. --------------------------------*/
+
+#define FAKE_FD 1234
+
+static int
+sim_image_copy (struct image *image, int fd, uint64_t count, uint64_t offset)
+{
+  struct sim_image *to = container_of (image, struct sim_image, image);
+  struct operation o = {
+    .port = &to->port,
+    .op = SIM_COPY,
+    .offset = offset,
+    .count = count,
+  };
+  char *buf = malloc (count);
+
+  CHECK (buf != NULL);
+  CHECK_EQ (fd, FAKE_FD);
+  CHECK (offset + count <= to->copies->backing.size_bytes);
+  begin (&o);
+  CHECK (!to->copies->closed);
+  get_range (to->copies->port.store, buf, count, offset);
+  port_change (&o, buf, false);
+  free (buf);
+  return end (&o);
+}
+
+static int
+sim_backing_fd (struct backing *backing)
+{
+  backing_port (backing);
+  return FAKE_FD;
+}
+
+void
+sim_can_copy (struct sim_image *image, struct sim_backing *backing)
+{
+  static const struct image_ops image_ops = {
+    .read = sim_image_read,
+    .write = sim_image_write,
+    .zero = sim_image_zero,
+    .trim = sim_image_trim,
+    .flush = sim_image_flush,
+    .extents = sim_image_extents,
+    .cache = sim_image_cache,
+    .copy = sim_image_copy,
+  };
+  static const struct backing_ops backing_ops = {
+    .read = sim_backing_read,
+    .extents = sim_backing_extents,
+    .cache = sim_backing_cache,
+    .fd = sim_backing_fd,
+    .close = sim_backing_close,
+  };
+
+  image->image.ops = &image_ops;
+  image->copies = backing;
+  backing->backing.ops = &backing_ops;
 }
 
 /*--- Faults and gates. ------------------------------------------------*/

@@ -42,6 +42,7 @@ enum sim_op {
   SIM_FLUSH,
   SIM_EXTENTS,
   SIM_CACHE,
+  SIM_COPY,
   SIM_NR_OPS,
 };
 
@@ -164,17 +165,21 @@ struct sim_port {
 struct sim_image {
   struct image image;
   struct sim_port port;
+  struct sim_backing *copies; /* see sim_can_copy */
 };
 
 struct sim_backing {
   struct backing backing;
   struct sim_port port;
-  bool closed;
+  bool closed; /* using it fails the test */
 };
 
 /* multi_conn is set. */
 void sim_image_init (struct sim_image *image, struct sim_store *store);
 void sim_backing_init (struct sim_backing *backing, struct sim_store *store);
+
+/* Let IMAGE copy from BACKING, which says that it has a descriptor. */
+void sim_can_copy (struct sim_image *image, struct sim_backing *backing);
 
 /* Let the N-th operation of kind OP from now on (1: the next) fail with
  * ERR, and the MORE that follow it.

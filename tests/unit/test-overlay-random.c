@@ -11,6 +11,10 @@
  *   FUA, or followed by a flush that succeeded.  A sector that was only
  *   ever written whole is of one write.
  *
+ * Clients also fill the image: sectors, everything, or what others read from
+ * the backing file some time ago.  That is no change.  When the disk stands
+ * alone the backing file is closed, at times, and never opened again.
+ *
  * In most iterations the threads run one at a time and the seed decides
  * which, so that a failure can be repeated:
  *
@@ -23,9 +27,11 @@
 #include <config.h>
 
 #include <errno.h>
+#include <stdatomic.h>
 
 #include "common.h"
 #include "format.h"
+#include "map.h"
 #include "overlay.h"
 #include "sim-image.h"
 
@@ -51,6 +57,7 @@ static const uint64_t cluster_begin[NR_CLUSTERS] = {
 #define MAX_OPS 50
 #define MAX_ROUNDS 4
 #define MAX_CHANGES (MAX_THREADS * MAX_OPS * MAX_ROUNDS)
+#define MAX_KEPT 8
 
 /*--- The model. -------------------------------------------------------*/
 
@@ -87,13 +94,46 @@ static struct sim_store image_store, metadata_store, backing_store;
 static struct sim_image images[2], metadata;
 static struct sim_backing backing;
 static struct overlay *ov;
-static bool multi_conn;
+static bool multi_conn, slow_zero, can_copy;
 static uint64_t iteration_seed;
 
 static struct rng fault_rng;
 static unsigned fault_one_in; /* 0: none */
 static pthread_mutex_t hook_lock = PTHREAD_MUTEX_INITIALIZER;
 static unsigned nr_ops_to_live; /* protected by hook_lock; 0: for ever */
+
+/* What was read from the backing file, to be kept later. */
+static struct {
+  pthread_mutex_t lock; /* protects all that follows */
+  bool on;
+  struct rng rng;
+  unsigned nr;
+  struct kept {
+    uint64_t offset, count;
+    uint8_t bytes[CLUSTER * SECTOR];
+  } kept[MAX_KEPT];
+} missed = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+/* Whether clients fill everything; whether that may end in dropping the
+ * backing file, as it may not when bits of a killed server may not be on
+ * disk; whether it did.
+ */
+static bool fill_all, may_drop, dropped;
+static _Atomic bool dropping;
+
+/* What somebody found in the map may be no longer so when he acts on it. */
+int __real_map_run (struct map *, uint64_t, uint64_t, bool *, uint64_t *);
+int __wrap_map_run (struct map *, uint64_t, uint64_t, bool *, uint64_t *);
+
+int
+__wrap_map_run (struct map *map, uint64_t sector, uint64_t max_sectors,
+                bool *allocated, uint64_t *run)
+{
+  int r = __real_map_run (map, sector, max_sectors, allocated, run);
+
+  worker_yield ();
+  return r;
+}
 
 static void
 fail (const char *what, uint64_t offset)
@@ -388,6 +428,120 @@ flush (struct client *c)
   pthread_mutex_unlock (&model.lock);
 }
 
+/*--- Filling. ---------------------------------------------------------*/
+
+static void
+check_fault (int r, const struct fault *fault)
+{
+  CHECK (r == 0 || (r == -1 && fault->err > 0 && fault->err < 4096));
+}
+
+static void
+keep (struct image *image, const struct kept *k, bool wait)
+{
+  struct fault fault = { .err = -1 };
+  int r;
+
+  r = overlay_keep (ov, image, k->bytes, k->count, k->offset, wait, &fault);
+  check_fault (r, &fault);
+}
+
+/* Of what was read, keep the whole sectors: now, or later, or not. */
+static void
+note_missed (void *opaque, struct image *image, const void *buf, size_t count,
+             uint64_t offset)
+{
+  const uint64_t begin = DIV_ROUND_UP (offset, SECTOR) * SECTOR;
+  const uint64_t end = (offset + count) / SECTOR * SECTOR;
+  struct kept k;
+  bool now, wait;
+
+  CHECK (opaque == &missed);
+  if (begin >= end)
+    return;
+  k.offset = begin;
+  k.count = end - begin;
+  CHECK (k.count <= sizeof k.bytes);
+  memcpy (k.bytes, (const char *) buf + (begin - offset), k.count);
+
+  __real_pthread_mutex_lock (&missed.lock);
+  now = missed.on && rng_one_in (&missed.rng, 3);
+  wait = rng_one_in (&missed.rng, 2);
+  if (missed.on && !now && missed.nr < MAX_KEPT)
+    missed.kept[missed.nr++] = k;
+  pthread_mutex_unlock (&missed.lock);
+  if (now)
+    keep (image, &k, wait);
+}
+
+static const struct overlay_hooks hooks = {
+  .missed = note_missed,
+  .opaque = &missed,
+};
+
+/* Keep something that was read before. */
+static void
+keep_later (struct client *c)
+{
+  struct kept k = { .count = 0 };
+
+  __real_pthread_mutex_lock (&missed.lock);
+  if (missed.nr > 0) {
+    const unsigned i = rng_below (&c->rng, missed.nr);
+
+    k = missed.kept[i];
+    missed.kept[i] = missed.kept[--missed.nr];
+  }
+  pthread_mutex_unlock (&missed.lock);
+  if (k.count > 0)
+    keep (&c->image->image, &k, rng_one_in (&c->rng, 2));
+}
+
+/* The whole sectors of the range; false when a step failed. */
+static bool
+fill_steps (struct client *c, uint64_t begin, uint64_t end)
+{
+  static const size_t buf_bytes = CLUSTER * SECTOR;
+  uint8_t buf[CLUSTER * SECTOR];
+  struct filled filled;
+
+  while (begin < end && !sim_world_is_dead (&world)) {
+    struct fault fault = { .err = -1 };
+    int r;
+
+    r = overlay_fill (ov, &c->image->image, buf, buf_bytes, end - begin, begin,
+                      &filled, &fault);
+    check_fault (r, &fault);
+    CHECK (filled.nr_bytes >= SECTOR && filled.nr_bytes % SECTOR == 0);
+    CHECK (filled.nr_bytes <= end - begin);
+    CHECK (filled.nr_copied == 0 || filled.nr_copied == filled.nr_bytes);
+    if (r == -1)
+      return false;
+    begin += filled.nr_bytes;
+  }
+  return begin >= end;
+}
+
+/* Fill all there is, and do without the backing file if that will do. */
+static void
+stand_alone (struct client *c)
+{
+  struct fault fault;
+
+  if (!fill_steps (c, 0, (uint64_t) NR_SECTORS * SECTOR))
+    return;
+  overlay_commit (ov, &fault);
+  if (!may_drop || !overlay_stands_alone (ov) || dropping)
+    return;
+  if (!atomic_exchange (&dropping, true)) {
+    CHECK (overlay_drop_backing (ov, true));
+    backing_close (&backing.backing);
+    dropped = true;
+  }
+}
+
+/*--- All that clients do. ---------------------------------------------*/
+
 static int
 ignore_extent (void *opaque UNUSED, uint64_t count UNUSED, unsigned type UNUSED)
 {
@@ -401,8 +555,9 @@ random_op (struct client *c)
   const uint64_t begin = cluster_begin[cluster] * SECTOR;
   uint64_t from = rng_below (&c->rng, CLUSTER * SECTOR);
   uint64_t to = rng_range (&c->rng, from + 1, CLUSTER * SECTOR);
-  const unsigned what = rng_below (&c->rng, 20);
-  struct fault fault;
+  const unsigned what = rng_below (&c->rng, 26);
+  struct fault fault = { .err = -1 };
+  int r;
 
   if (rng_one_in (&c->rng, 3)) { /* whole sectors */
     from -= from % SECTOR;
@@ -422,6 +577,18 @@ random_op (struct client *c)
   else if (what == 6)
     overlay_extents (ov, &c->image->image, to - from, begin + from,
                      ignore_extent, NULL, &fault);
+  else if (what == 7)
+    keep_later (c);
+  else if (what == 8)
+    fill_steps (c, begin + from / SECTOR * SECTOR,
+                begin + DIV_ROUND_UP (to, SECTOR) * SECTOR);
+  else if (what == 9) {
+    r = overlay_fill_range (ov, &c->image->image, to - from, begin + from,
+                            &fault);
+    check_fault (r, &fault);
+  }
+  else if (what == 10 && fill_all)
+    stand_alone (c);
   else {
     if (c->band_end - c->band_begin < SECTOR) {
       from += c->band_begin - from % SECTOR;
@@ -486,14 +653,19 @@ open_overlay (void)
 
   sim_image_init (&metadata, &metadata_store);
   sim_backing_init (&backing, &backing_store);
+  backing.closed = dropped;
+  missed.nr = 0;
   set_up_port (&metadata.port);
   set_up_port (&backing.port);
   CHECK_EQ (overlay_open (&ov, &metadata.image, (uint64_t) NR_SECTORS * SECTOR,
-                          &backing.backing, NULL),
+                          &backing.backing, &hooks),
             0);
   for (i = 0; i < 2; i++) {
     sim_image_init (&images[i], &image_store);
     images[i].image.multi_conn = multi_conn;
+    images[i].port.slow_zero = slow_zero;
+    if (can_copy)
+      sim_can_copy (&images[i], &backing);
     set_up_port (&images[i].port);
     overlay_attach (ov, &images[i].image);
   }
@@ -539,22 +711,28 @@ crash (struct rng *rng)
   sim_store_clear (&old_metadata);
   sim_store_clear (&old_backing);
   world.dead = false;
+  may_drop = true; /* what there is now is on disk */
   open_overlay ();
   check_all (true, true);
 }
 
 /* The server is killed, the machine lives.  If it had been told that its
  * bits could not be written, its successor cannot know, and is not asked
- * to.
+ * to.  It may sync them before it begins, as disk_open does.
  */
 static void
-kill_server (void)
+kill_server (struct rng *rng)
 {
   unsigned i;
 
   overlay_close (ov);
   sim_store_remember (&metadata_store);
   sim_store_remember (&image_store); /* its successor cannot know */
+  no_faults ();
+  nr_ops_to_live = 0;
+  may_drop = rng_one_in (rng, 2);
+  if (may_drop)
+    CHECK_EQ (metadata.image.ops->flush (&metadata.image), 0);
   open_overlay ();
   check_all (true, false);
   for (i = 0; i < model.nr_changes; i++)
@@ -604,6 +782,8 @@ run_clients (struct rng *rng)
     workers[i].fn = client_main;
     workers[i].opaque = &clients[i];
   }
+  missed.on = rng_one_in (rng, 2);
+  missed.rng.state = rng_next (rng);
   if (scheduled)
     workers_run_scheduled (workers, nr_threads, rng);
   else {
@@ -613,6 +793,7 @@ run_clients (struct rng *rng)
     for (i = 0; i < nr_threads; i++)
       pthread_join (threads[i], NULL);
   }
+  missed.on = false;
 }
 
 static void
@@ -651,6 +832,8 @@ iteration (uint64_t seed)
   memset (model.flushed, 0, sizeof model.flushed);
   fault_rng.state = rng_next (&rng);
   multi_conn = rng_one_in (&rng, 2);
+  slow_zero = rng_one_in (&rng, 4);
+  can_copy = rng_one_in (&rng, 2);
   sim_store_init (&image_store, &world, (uint64_t) NR_SECTORS * SECTOR);
   sim_store_init (&metadata_store, &world,
                   format_file_bytes ((uint64_t) NR_SECTORS * SECTOR));
@@ -658,6 +841,9 @@ iteration (uint64_t seed)
   make_backing (&rng);
   image_store.track = metadata_store.track = true;
   image_store.forgets = metadata_store.forgets = true;
+  fill_all = rng_one_in (&rng, 4);
+  may_drop = true;
+  dropped = dropping = false;
   fault_one_in = 0;
   open_overlay ();
 
@@ -676,7 +862,7 @@ iteration (uint64_t seed)
     if (sim_world_is_dead (&world) || rng_one_in (&rng, 3))
       crash (&rng);
     else if (rng_one_in (&rng, 2))
-      kill_server ();
+      kill_server (&rng);
     else
       stop_server ();
   }

@@ -11,6 +11,7 @@
 
 #include "common.h"
 #include "format.h"
+#include "map.h"
 #include "overlay.h"
 #include "sim-image.h"
 
@@ -34,6 +35,25 @@ __wrap_malloc (size_t count)
     return NULL;
   }
   return __real_malloc (count);
+}
+
+/* Holds the first worker that has looked something up in the map, before it
+ * acts on that; or NULL.
+ */
+static struct gate *looked_up;
+
+int __real_map_run (struct map *, uint64_t, uint64_t, bool *, uint64_t *);
+int __wrap_map_run (struct map *, uint64_t, uint64_t, bool *, uint64_t *);
+
+int
+__wrap_map_run (struct map *map, uint64_t sector, uint64_t max_sectors,
+                bool *allocated, uint64_t *run)
+{
+  int r = __real_map_run (map, sector, max_sectors, allocated, run);
+
+  if (looked_up)
+    gate_pass (looked_up);
+  return r;
 }
 
 /* A commit that waits for company: how often, and never for long. */
