@@ -89,6 +89,14 @@ static struct sim_backing backing;
 static struct overlay *ov;
 static unsigned nr_dirty;
 
+/* The last read that was of the backing file, and how many there were. */
+static struct {
+  const struct image *image;
+  uint64_t offset, count;
+  uint8_t first_byte;
+  unsigned nr;
+} missed;
+
 static void
 note_dirty (void *opaque)
 {
@@ -96,8 +104,22 @@ note_dirty (void *opaque)
   nr_dirty++;
 }
 
+static void
+note_missed (void *opaque, struct image *i, const void *buf, size_t count,
+             uint64_t offset)
+{
+  CHECK (opaque == &nr_dirty);
+  CHECK (count > 0);
+  missed.image = i;
+  missed.offset = offset;
+  missed.count = count;
+  missed.first_byte = *(const uint8_t *) buf;
+  missed.nr++;
+}
+
 static const struct overlay_hooks hooks = {
   .dirty = note_dirty,
+  .missed = note_missed,
   .opaque = &nr_dirty,
 };
 
@@ -168,7 +190,22 @@ disk_bit (uint64_t sector)
 
 /*--- Requests, here or in a worker. -----------------------------------*/
 
-enum kind { READ, WRITE, ZERO, TRIM, FLUSH, COMMIT, DETACH };
+enum kind {
+  READ,
+  WRITE,
+  ZERO,
+  TRIM,
+  FLUSH,
+  COMMIT,
+  DETACH,
+  EXTENTS,
+  CACHE,
+  KEEP,       /* what the backing file has */
+  KEEP_NOW,   /* the same, if nobody has to be waited for */
+  FILL,       /* one step */
+  FILL_RANGE, /* all steps */
+  DROP,
+};
 
 struct request {
   enum kind kind;
@@ -177,11 +214,34 @@ struct request {
   unsigned flags;
   uint8_t byte;             /* that is written */
   uint8_t buf[64 * SECTOR]; /* that was read */
+  struct filled filled;
+  unsigned extent_type; /* of the last one */
 
   int r;
   struct fault fault;
   struct worker worker;
 };
+
+static int
+note_extent (void *opaque, uint64_t count UNUSED, unsigned type)
+{
+  struct request *q = opaque;
+
+  q->extent_type = type;
+  return 0;
+}
+
+static int
+keep (struct request *q)
+{
+  uint64_t i;
+
+  CHECK (q->count <= sizeof q->buf);
+  for (i = 0; i < q->count; i++)
+    q->buf[i] = base_byte (q->offset + i);
+  return overlay_keep (ov, &q->through->image, q->buf, q->count, q->offset,
+                       q->kind == KEEP, &q->fault);
+}
 
 static void
 run (void *opaque)
@@ -214,6 +274,29 @@ run (void *opaque)
     break;
   case DETACH:
     q->r = overlay_detach (ov, i, &q->fault);
+    break;
+  case EXTENTS:
+    q->r = overlay_extents (ov, i, q->count, q->offset, note_extent, q,
+                            &q->fault);
+    break;
+  case CACHE:
+    q->r = overlay_cache (ov, i, q->count, q->offset, &q->fault);
+    break;
+  case KEEP:
+  case KEEP_NOW:
+    q->r = keep (q);
+    break;
+  case FILL:
+    q->r = overlay_fill (ov, i, q->buf, sizeof q->buf, q->count, q->offset,
+                         &q->filled, &q->fault);
+    CHECK (q->filled.nr_bytes >= SECTOR && q->filled.nr_bytes <= q->count);
+    CHECK_EQ (q->filled.nr_bytes % SECTOR, 0);
+    break;
+  case FILL_RANGE:
+    q->r = overlay_fill_range (ov, i, q->count, q->offset, &q->fault);
+    break;
+  case DROP:
+    q->r = overlay_drop_backing (ov, true) ? 0 : -1;
     break;
   }
 }
@@ -2097,6 +2180,663 @@ test_forgetful_image_during_touch (void)
   end ();
 }
 
+/*--- Filling. ---------------------------------------------------------*/
+
+/* Is SECTOR allocated?  Reads it. */
+static bool
+is_allocated (uint64_t sector)
+{
+  const size_t nr = backing_reads ();
+
+  read_range (sector * SECTOR, SECTOR);
+  return backing_reads () == nr;
+}
+
+/* One step at OFFSET, of as much as COUNT: N bytes in one state. */
+static void
+fill_step (uint64_t count, uint64_t offset, uint64_t n, bool was_allocated,
+           bool data)
+{
+  struct request q = REQUEST (FILL, .count = count, .offset = offset,
+                              .through = &image);
+
+  run (&q);
+  CHECK_EQ (q.r, 0);
+  CHECK_EQ (q.filled.nr_bytes, n);
+  CHECK_EQ (q.filled.was_allocated, was_allocated);
+  CHECK_EQ (q.filled.nr_copied, data ? n : 0);
+}
+
+static uint64_t
+count_of (enum sim_op op, size_t n)
+{
+  return sim_log_get (&world, &image.port, op, n).count;
+}
+
+/* Make [SECTOR, SECTOR + N) of the backing file zeroes that are data. */
+static void
+blank (uint64_t sector, uint64_t n)
+{
+  static const uint8_t zeroes[SECTOR];
+
+  for (; n > 0; n--, sector++)
+    sim_store_put (&backing_store, zeroes, SECTOR, sector * SECTOR);
+}
+
+static void
+test_missed (void)
+{
+  memset (&missed, 0, sizeof missed);
+  begin (16, 16 * SECTOR);
+  write_to (3 * SECTOR, SECTOR, 1);
+  CHECK_EQ (missed.nr, 0);
+  MUST (READ, .offset = 100, .count = 10, .through = &other);
+  CHECK_EQ (missed.nr, 1);
+  CHECK (missed.image == &other.image);
+  CHECK_EQ (missed.offset, 100);
+  CHECK_EQ (missed.count, 10);
+  CHECK_EQ (missed.first_byte, base_byte (100));
+  MUST (READ, .offset = 3 * SECTOR + 1, .count = 100);
+  CHECK_EQ (missed.nr, 1);
+  MUST (READ, .offset = 2 * SECTOR + 9, .count = 3 * SECTOR);
+  CHECK_EQ (missed.nr, 3);
+  CHECK (missed.image == &image.image);
+  CHECK_EQ (missed.offset, 4 * SECTOR);
+  CHECK_EQ (missed.count, SECTOR + 9);
+  CHECK_EQ (missed.first_byte, base_byte (4 * SECTOR));
+  sim_fail (&backing.port, SIM_READ, 1, EIO, 0);
+  MUST_FAIL (FAULT_BACKING, EIO, READ, .offset = 0, .count = SECTOR);
+  MUST (FILL_RANGE, .count = 16 * SECTOR);
+  MUST (READ, .count = 16 * SECTOR);
+  CHECK_EQ (missed.nr, 3);
+  end ();
+}
+
+/* Each step is of one state, and what is there is left alone. */
+static void
+test_fill_steps (void)
+{
+  unsigned i;
+
+  begin (32, 32 * SECTOR);
+  write_to (4 * SECTOR, 2 * SECTOR, 1);
+  nr_dirty = 0;
+  flush ();
+  sim_log_clear (&world);
+  fill_step (32 * SECTOR, 0, 4 * SECTOR, false, true);
+  CHECK_EQ (nr_dirty, 1);
+  fill_step (28 * SECTOR, 4 * SECTOR, 2 * SECTOR, true, false);
+  fill_step (3 * SECTOR, 6 * SECTOR, 3 * SECTOR, false, true);
+  CHECK_EQ (bytes_written (), 7 * SECTOR);
+  check_base (0, 4 * SECTOR);
+  check_bytes (4 * SECTOR, 2 * SECTOR, 1);
+  CHECK_EQ (backing_reads (), 2);
+  check_base (6 * SECTOR, 26 * SECTOR);
+  CHECK_EQ (backing_reads (), 3);
+
+  /* All sectors that the range touches. */
+  MUST (FILL_RANGE, .offset = 10 * SECTOR + 511, .count = SECTOR + 2);
+  for (i = 0; i < 32; i++)
+    CHECK_EQ (is_allocated (i), i < 9 || (i >= 10 && i < 13));
+  sim_log_clear (&world);
+  MUST (FILL_RANGE, .offset = 5 * SECTOR, .count = 4 * SECTOR - 1);
+  MUST (KEEP, .offset = 0, .count = 9 * SECTOR);
+  CHECK_EQ (world.nr_events, 0);
+  MUST (KEEP, .offset = 8 * SECTOR, .count = 6 * SECTOR);
+  CHECK_EQ (bytes_written (), 2 * SECTOR);
+  CHECK (is_allocated (9) && is_allocated (13) && !is_allocated (14));
+  MUST (KEEP_NOW, .offset = 20 * SECTOR, .count = SECTOR);
+  CHECK (is_allocated (20));
+  check_base (0, 4 * SECTOR);
+  check_bytes (4 * SECTOR, 2 * SECTOR, 1);
+  check_base (6 * SECTOR, 26 * SECTOR);
+  flush ();
+  CHECK (disk_bit (0) && disk_bit (13) && disk_bit (20) && !disk_bit (14));
+  end ();
+
+  /* What is read at once is bounded. */
+  begin (256, 64 * SECTOR);
+  for (i = 64; i < 256; i++)
+    sim_store_put (&image_store, "stale", 5, i * SECTOR);
+  fill_step (256 * SECTOR, 0, 64 * SECTOR, false, true);
+  fill_step (192 * SECTOR, 64 * SECTOR, 192 * SECTOR, false, false);
+  CHECK_EQ (count_of (SIM_ZERO, 0), 192 * SECTOR);
+  CHECK_EQ (backing_reads (), 1);
+  check_base (0, 64 * SECTOR);
+  for (i = 64; i < 256; i += 64)
+    check_bytes (i * SECTOR, 64 * SECTOR, 0);
+  end ();
+}
+
+static void
+test_fill_zeroes (void)
+{
+  const uint64_t mib = 1024 * 1024;
+  const uint64_t begin_hole = 64 * SECTOR;
+
+  /* Great pieces where that is fast, else small ones. */
+  begin (66 * mib / SECTOR, 66 * mib);
+  fill_step (66 * mib - begin_hole, begin_hole, 64 * mib, false, false);
+  CHECK_EQ (image_ops (SIM_ZERO), 1);
+  CHECK_EQ (sim_log_get (&world, &image.port, SIM_ZERO, 0).flags,
+            IMAGE_MAY_TRIM | IMAGE_FAST);
+  image.port.slow_zero = true;
+  fill_step (2 * mib - begin_hole, 64 * mib + begin_hole, mib, false, false);
+  CHECK_EQ (image_ops (SIM_ZERO), 3);
+  CHECK_EQ (sim_log_get (&world, &image.port, SIM_ZERO, 1).flags,
+            IMAGE_MAY_TRIM | IMAGE_FAST);
+  CHECK_EQ (sim_log_get (&world, &image.port, SIM_ZERO, 2).flags,
+            IMAGE_MAY_TRIM);
+  CHECK_EQ (count_of (SIM_ZERO, 2), mib);
+  CHECK_EQ (backing_reads (), 0);
+  CHECK_EQ (image_ops (SIM_WRITE), 0);
+  CHECK (!is_allocated ((65 * mib + begin_hole) / SECTOR));
+  CHECK (is_allocated ((65 * mib + begin_hole) / SECTOR - 1));
+  MUST (FILL_RANGE, .count = 66 * mib);
+  flush ();
+  CHECK (overlay_stands_alone (ov));
+  end ();
+
+  /* Whole blocks of zeroes become holes, wherever reading begins. */
+  begin (64, 64 * SECTOR);
+  blank (8, 9);
+  blank (28, 4);
+  MUST (KEEP, .offset = 0, .count = SECTOR);
+  fill_step (63 * SECTOR, SECTOR, 63 * SECTOR, false, true);
+  CHECK_EQ (image_ops (SIM_ZERO), 1);
+  CHECK_EQ (count_of (SIM_ZERO, 0), 8 * SECTOR);
+  CHECK_EQ (sim_log_get (&world, &image.port, SIM_ZERO, 0).offset, 8 * SECTOR);
+  CHECK_EQ (sim_log_get (&world, &image.port, SIM_ZERO, 0).flags,
+            IMAGE_MAY_TRIM);
+  CHECK (!sim_store_is_data (&image_store, 8 * SECTOR));
+  CHECK (sim_store_is_data (&image_store, 16 * SECTOR));
+  CHECK (sim_store_is_data (&image_store, 28 * SECTOR));
+  CHECK_EQ (bytes_written (), 56 * SECTOR);
+  check_base (0, 8 * SECTOR);
+  check_bytes (8 * SECTOR, 9 * SECTOR, 0);
+  check_base (17 * SECTOR, 11 * SECTOR);
+  check_bytes (28 * SECTOR, 4 * SECTOR, 0);
+  check_base (32 * SECTOR, 32 * SECTOR);
+  end ();
+
+  /* In an image that had something there. */
+  begin (16, 16 * SECTOR);
+  blank (0, 16);
+  sim_store_put (&image_store, "stale", 5, 0);
+  sim_store_put (&image_store, "stale", 5, 12 * SECTOR);
+  write_to (10 * SECTOR, SECTOR, 1);
+  fill_step (16 * SECTOR, 0, 10 * SECTOR, false, true);
+  fill_step (5 * SECTOR, 11 * SECTOR, 5 * SECTOR, false, true);
+  check_bytes (0, 10 * SECTOR, 0);
+  check_bytes (10 * SECTOR, SECTOR, 1);
+  check_bytes (11 * SECTOR, 5 * SECTOR, 0);
+  end ();
+}
+
+/* A backing file of DATA sectors, HOLE of none, and one more. */
+static void
+begin_with_hole (unsigned data, unsigned hole, bool one_extent)
+{
+  const uint64_t nr = data + hole + 1;
+
+  begin (nr, 0);
+  overlay_close (ov);
+  sim_store_clear (&backing_store);
+  sim_store_init (&backing_store, &world, nr * SECTOR);
+  for (; data > 0; data--)
+    sim_store_put (&backing_store, "b", 1, (data - 1) * SECTOR);
+  sim_store_put (&backing_store, "e", 1, (nr - 1) * SECTOR);
+  sim_backing_init (&backing, &backing_store);
+  backing.port.one_extent = one_extent;
+  CHECK_EQ (overlay_open (&ov, &metadata.image, nr * SECTOR, &backing.backing,
+                          &hooks),
+            0);
+  overlay_attach (ov, &image.image);
+  overlay_attach (ov, &other.image);
+}
+
+static void
+test_fill_holes (void)
+{
+  unsigned i;
+
+  for (i = 0; i < 2; i++) {
+    /* Small: read with what is around it, but a hole in the image. */
+    begin_with_hole (8, 40, i);
+    fill_step (49 * SECTOR, 0, 49 * SECTOR, false, true);
+    CHECK_EQ (backing_reads (), 1);
+    CHECK_EQ (image_ops (SIM_ZERO), 1);
+    CHECK_EQ (count_of (SIM_ZERO, 0), 40 * SECTOR);
+    CHECK_EQ (read_range (0, SECTOR)[0], 'b');
+    CHECK_EQ (read_range (48 * SECTOR, SECTOR)[0], 'e');
+    check_bytes (8 * SECTOR, 40 * SECTOR, 0);
+    end ();
+
+    /* But not if nothing comes behind it. */
+    begin_with_hole (8, 40, i);
+    fill_step (48 * SECTOR, 0, 8 * SECTOR, false, true);
+    fill_step (40 * SECTOR, 8 * SECTOR, 40 * SECTOR, false, false);
+    CHECK_EQ (backing_reads (), 1);
+    end ();
+
+    /* Large: not read. */
+    begin_with_hole (8, 128, i);
+    fill_step (137 * SECTOR, 0, 8 * SECTOR, false, true);
+    fill_step (129 * SECTOR, 8 * SECTOR, 128 * SECTOR, false, false);
+    fill_step (SECTOR, 136 * SECTOR, SECTOR, false, true);
+    CHECK_EQ (backing_reads (), 2);
+    CHECK_EQ (read_range (136 * SECTOR, SECTOR)[0], 'e');
+    end ();
+  }
+}
+
+/* The backing file is as long as it is, or there is none. */
+static void
+test_fill_ends (void)
+{
+  unsigned i;
+
+  for (i = 0; i < 4; i++) {
+    begin (20, 10 * SECTOR + 100);
+    backing.port.one_extent = i & 1;
+    if (i & 2)
+      sim_can_copy (&image, &backing);
+    fill_step (20 * SECTOR, 0, 11 * SECTOR, false, true);
+    fill_step (9 * SECTOR, 11 * SECTOR, 9 * SECTOR, false, false);
+    CHECK_EQ (backing_reads (), 1);
+    check_base (0, 20 * SECTOR);
+    CHECK (is_allocated (10) && is_allocated (19));
+    end ();
+  }
+
+  begin (20, 0);
+  sim_can_copy (&image, &backing);
+  sim_store_put (&image_store, "stale", 5, 0);
+  fill_step (20 * SECTOR, 0, 20 * SECTOR, false, false);
+  check_bytes (0, 20 * SECTOR, 0);
+  flush ();
+  CHECK (overlay_stands_alone (ov));
+  MUST (DROP);
+  check_bytes (0, 20 * SECTOR, 0);
+  end ();
+}
+
+static void
+test_fill_copies (void)
+{
+  begin (16, 16 * SECTOR);
+  sim_can_copy (&image, &backing);
+  write_to (4 * SECTOR, SECTOR, 1);
+  sim_log_clear (&world);
+  fill_step (16 * SECTOR, 0, 4 * SECTOR, false, true);
+  CHECK_EQ (image_ops (SIM_COPY), 1);
+  CHECK_EQ (count_of (SIM_COPY, 0), 4 * SECTOR);
+  CHECK_EQ (image_ops (SIM_WRITE), 0);
+  CHECK_EQ (backing_reads (), 0);
+
+  /* Through an image that cannot. */
+  MUST (FILL_RANGE, .offset = 5 * SECTOR, .count = SECTOR, .through = &other);
+  CHECK_EQ (image_ops (SIM_COPY), 1);
+  CHECK_EQ (sim_log_count (&world, &other.port, SIM_WRITE), 1);
+
+  /* It may fail for reasons that reading and writing know nothing of. */
+  sim_fail (&image.port, SIM_COPY, 1, EXDEV, 0);
+  fill_step (4 * SECTOR, 6 * SECTOR, 4 * SECTOR, false, true);
+  CHECK_EQ (image_ops (SIM_COPY), 2);
+  CHECK_EQ (bytes_written (), 4 * SECTOR);
+
+  /* Or for those that they know too. */
+  sim_fail (&image.port, SIM_COPY, 1, EIO, 0);
+  sim_fail (&backing.port, SIM_READ, 1, EUCLEAN, 0);
+  MUST_FAIL (FAULT_BACKING, EUCLEAN, FILL, .count = 4 * SECTOR,
+             .offset = 10 * SECTOR);
+  sim_fail (&image.port, SIM_COPY, 1, EIO, 0);
+  sim_fail (&image.port, SIM_WRITE, 1, ENOSPC, 0);
+  MUST_FAIL (FAULT_IMAGE, ENOSPC, FILL, .count = 4 * SECTOR,
+             .offset = 10 * SECTOR);
+  CHECK (!is_allocated (10));
+  MUST (FILL_RANGE, .count = 16 * SECTOR);
+  check_base (0, 4 * SECTOR);
+  check_bytes (4 * SECTOR, SECTOR, 1);
+  check_base (5 * SECTOR, 11 * SECTOR);
+  end ();
+}
+
+/* What was written before it failed is allocated, and nothing else is. */
+static void
+test_fill_errors (void)
+{
+  static const enum kind kinds[] = { FILL, FILL_RANGE, KEEP, KEEP_NOW };
+  struct request a, b;
+  struct gate gate;
+  unsigned i, s;
+
+  for (i = 0; i < ARRAY_SIZE (kinds); i++) {
+    const enum kind kind = kinds[i];
+
+    begin (16, 16 * SECTOR);
+    sim_fail (&metadata.port, SIM_EXTENTS, 1, EUCLEAN, 0);
+    MUST_FAIL (FAULT_METADATA, EUCLEAN, kind, .count = 16 * SECTOR);
+    if (kind == FILL || kind == FILL_RANGE) {
+      sim_fail (&backing.port, SIM_EXTENTS, 1, EREMOTEIO, 0);
+      MUST_FAIL (FAULT_BACKING, EREMOTEIO, kind, .count = 16 * SECTOR);
+      sim_fail (&backing.port, SIM_READ, 1, EIO, 0);
+      MUST_FAIL (FAULT_BACKING, EIO, kind, .count = 16 * SECTOR);
+    }
+    sim_fail (&image.port, SIM_WRITE, 1, ENOSPC, 0);
+    MUST_FAIL (FAULT_IMAGE, ENOSPC, kind, .count = 16 * SECTOR);
+    blank (8, 8);
+    sim_fail (&image.port, SIM_ZERO, 1, EDQUOT, 0);
+    if (kind == FILL || kind == FILL_RANGE)
+      MUST_FAIL (FAULT_IMAGE, EDQUOT, kind, .count = 16 * SECTOR);
+    CHECK (!overlay_uncommitted (ov));
+    CHECK_EQ (nr_dirty, 0);
+    MUST (kind, .count = 16 * SECTOR);
+    CHECK (is_allocated (0) && is_allocated (15));
+    end ();
+  }
+
+  /* In the middle: while it is read, a sector of it is written. */
+  begin (16, 16 * SECTOR);
+  a = REQUEST (FILL, .count = 16 * SECTOR);
+  b = REQUEST (WRITE, .offset = 7 * SECTOR, .count = SECTOR, .byte = 1,
+               .through = &other);
+  sim_hold (&backing.port, SIM_READ, 0, &gate);
+  start (&a);
+  run (&b);
+  sim_fail (&image.port, SIM_WRITE, 2, ENOSPC, 0);
+  gate_open (&gate);
+  finish (&a);
+  sim_no_gates (&backing.port);
+  CHECK (a.r == -1 && a.fault.part == FAULT_IMAGE && a.fault.err == ENOSPC);
+  CHECK_EQ (a.filled.nr_copied, 0);
+  for (s = 0; s < 16; s++)
+    CHECK_EQ (is_allocated (s), s < 8);
+  check_base (0, 7 * SECTOR);
+  check_bytes (7 * SECTOR, SECTOR, 1);
+  check_base (8 * SECTOR, 8 * SECTOR);
+  flush ();
+  CHECK (disk_bit (0) && disk_bit (7) && !disk_bit (8));
+  end ();
+
+  begin (16, 16 * SECTOR);
+  no_memory = true;
+  MUST_FAIL (FAULT_MEMORY, ENOMEM, FILL_RANGE, .count = SECTOR);
+  no_memory = false;
+  end ();
+}
+
+static void
+test_stands_alone (void)
+{
+  begin (16, 16 * SECTOR);
+  sim_fail (&metadata.port, SIM_EXTENTS, 1, EIO, 0);
+  CHECK (!overlay_stands_alone (ov));
+  CHECK (!overlay_stands_alone (ov));
+  MUST (FILL_RANGE, .count = 15 * SECTOR);
+  flush ();
+  CHECK (!overlay_stands_alone (ov));
+  write_to (15 * SECTOR, SECTOR, 1);
+  CHECK (!overlay_stands_alone (ov)); /* in memory alone */
+
+  /* It may be lost in the image, or not have come to the disk. */
+  sim_fail (&image.port, SIM_FLUSH, 1, EIO, 0);
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH);
+  CHECK (!overlay_stands_alone (ov));
+  sim_fail (&metadata.port, SIM_FLUSH, 1, EIO, 0);
+  MUST_FAIL (FAULT_METADATA, EIO, COMMIT);
+  CHECK (!overlay_stands_alone (ov));
+  MUST (COMMIT);
+  CHECK (overlay_stands_alone (ov));
+  sim_log_clear (&world);
+  CHECK (overlay_stands_alone (ov));
+  CHECK_EQ (world.nr_events, 0);
+  end ();
+
+  /* All pages of the map are looked at. */
+  begin (2 * PAGE_SECTORS, 0);
+  MUST (FILL_RANGE, .count = (2 * PAGE_SECTORS - 1) * SECTOR);
+  flush ();
+  CHECK (!overlay_stands_alone (ov));
+  MUST (FILL_RANGE, .count = SECTOR, .offset = (2 * PAGE_SECTORS - 1) * SECTOR);
+  flush ();
+  CHECK (overlay_stands_alone (ov));
+  end ();
+}
+
+/* FILL of all is held in OP of PORT; Q comes meanwhile, and WAITS or not,
+ * and wins.
+ */
+static void
+fill_race (enum kind fill, struct sim_port *port, enum sim_op op,
+           struct request q, bool waits)
+{
+  struct request a = REQUEST (fill, .count = 16 * SECTOR);
+  const uint64_t to = q.offset + q.count;
+
+  begin (16, 16 * SECTOR);
+  if (op == SIM_COPY)
+    sim_can_copy (&image, &backing);
+  race (&a, port, op, 0, &q, waits);
+  check_base (0, q.offset);
+  check_base (to, 16 * SECTOR - to);
+  if (q.kind == KEEP || q.kind == FILL)
+    check_base (q.offset, q.count);
+  else
+    check_bytes (q.offset, q.count, q.kind == WRITE ? q.byte : 0);
+  flush ();
+  CHECK (overlay_stands_alone (ov));
+  end ();
+}
+
+/* While the backing file is read nobody need wait; while the image is
+ * written they must.
+ */
+static void
+test_fill_races (void)
+{
+  static const struct {
+    enum kind kind;
+    uint64_t offset, count;
+  } others[] = {
+    { WRITE, 0, 16 * SECTOR },         { WRITE, 0, SECTOR },
+    { WRITE, 3 * SECTOR, 2 * SECTOR }, { WRITE, 15 * SECTOR, SECTOR },
+    { WRITE, 5 * SECTOR + 10, 100 },   { WRITE, 5 * SECTOR + 10, 3 * SECTOR },
+    { ZERO, 100, 15 * SECTOR },        { ZERO, 8 * SECTOR, 8 * SECTOR },
+    { TRIM, 2 * SECTOR, 3 * SECTOR },  { KEEP, 4 * SECTOR, 4 * SECTOR },
+    { FILL, 0, 16 * SECTOR },
+  };
+  unsigned i;
+
+  for (i = 0; i < ARRAY_SIZE (others); i++) {
+    const struct request q = REQUEST (others[i].kind,
+                                      .offset = others[i].offset,
+                                      .count = others[i].count, .byte = 0x11);
+
+    fill_race (FILL, &backing.port, SIM_READ, q, false);
+    fill_race (FILL_RANGE, &backing.port, SIM_READ, q, false);
+    fill_race (FILL, &backing.port, SIM_EXTENTS, q, false);
+    fill_race (FILL, &image.port, SIM_WRITE, q, true);
+    fill_race (FILL, &image.port, SIM_COPY, q, true);
+    fill_race (KEEP, &image.port, SIM_WRITE, q, true);
+  }
+}
+
+/* Two that fill the same do it once; elsewhere nobody waits. */
+static void
+test_fill_at_a_time (void)
+{
+  struct request a = REQUEST (FILL, .count = 8 * SECTOR);
+  struct request b = a;
+
+  begin (16, 16 * SECTOR);
+  race (&a, &backing.port, SIM_READ, 0, &b, false);
+  CHECK_EQ (sim_log_count (&world, &other.port, SIM_WRITE), 1);
+  CHECK_EQ (sim_log_count (&world, &image.port, SIM_WRITE), 0);
+  check_base (0, 16 * SECTOR);
+  end ();
+
+  begin (16, 16 * SECTOR);
+  b = REQUEST (WRITE, .offset = 8 * SECTOR, .count = SECTOR);
+  race (&a, &image.port, SIM_WRITE, 0, &b, false);
+  end ();
+}
+
+/* Who is not to wait does nothing where others are at work. */
+static void
+test_keep_now (void)
+{
+  struct request a = REQUEST (WRITE, .offset = 7 * SECTOR, .count = SECTOR,
+                              .byte = 1);
+  struct request b = REQUEST (KEEP_NOW, .count = 8 * SECTOR);
+
+  begin (16, 16 * SECTOR);
+  race (&a, &image.port, SIM_WRITE, 7 * SECTOR, &b, false);
+  CHECK_EQ (sim_log_count_changes (&world, &other.port), 0);
+  CHECK (is_allocated (7) && !is_allocated (0) && !is_allocated (6));
+  b = REQUEST (KEEP, .count = 8 * SECTOR);
+  a.offset = 8 * SECTOR;
+  a.count = 2 * SECTOR;
+  race (&a, &image.port, SIM_WRITE, 9 * SECTOR, &b, false);
+  check_base (0, 7 * SECTOR);
+  check_bytes (7 * SECTOR, 3 * SECTOR, 1);
+  CHECK (is_allocated (0) && is_allocated (6));
+  end ();
+}
+
+/* All is filled and committed. */
+static void
+stand_alone (void)
+{
+  MUST (FILL_RANGE, .count = 16 * SECTOR, .through = &other);
+  MUST (COMMIT);
+  CHECK (overlay_stands_alone (ov));
+}
+
+/* Who is in the backing file is waited for; who comes is not in it. */
+static void
+test_drop_waits (void)
+{
+  struct request a = REQUEST (READ, .count = SECTOR);
+  struct request b = REQUEST (READ, .offset = SECTOR, .count = 3 * SECTOR);
+  struct request c = REQUEST (DROP);
+  struct gate first, second;
+
+  begin (16, 16 * SECTOR);
+  sim_hold (&backing.port, SIM_READ, 0, &first);
+  sim_hold (&backing.port, SIM_READ, SECTOR, &second);
+  start (&a);
+  start (&b);
+  CHECK (is (&a, WORKER_HELD) && is (&b, WORKER_HELD));
+  stand_alone ();
+  CHECK (!overlay_drop_backing (ov, false));
+  start (&c);
+  CHECK (is (&c, WORKER_WAITING));
+  check_base (0, 16 * SECTOR);
+  gate_open (&second);
+  workers_settle ();
+  CHECK (is (&b, WORKER_DONE));
+  CHECK (is (&c, WORKER_WAITING));
+  check_base (0, 16 * SECTOR);
+  gate_open (&first);
+  finish (&a);
+  finish (&b);
+  finish (&c);
+  CHECK (a.r == 0 && b.r == 0);
+  CHECK_EQ (a.buf[7], base_byte (7));
+  CHECK_EQ (b.buf[2 * SECTOR], base_byte (3 * SECTOR));
+  sim_no_gates (&backing.port);
+
+  backing_close (&backing.backing);
+  check_base (0, 16 * SECTOR);
+  MUST (KEEP, .count = 16 * SECTOR);
+  write_to (SECTOR + 1, SECTOR, 1);
+  MUST (FILL_RANGE, .count = 16 * SECTOR);
+  MUST (EXTENTS, .count = 16 * SECTOR);
+  MUST (CACHE, .count = 16 * SECTOR);
+  check_base (0, SECTOR + 1);
+  check_bytes (SECTOR + 1, SECTOR, 1);
+  CHECK (overlay_stands_alone (ov));
+  end ();
+}
+
+/* Who found a sector clear, and comes to the backing file when it is gone:
+ * the sector is in the image.
+ */
+static void
+test_dropped_meanwhile (void)
+{
+  static const enum kind kinds[] = { READ,  EXTENTS,    CACHE, FILL,
+                                     WRITE, FILL_RANGE, KEEP };
+  struct gate gate;
+  unsigned i;
+
+  for (i = 0; i < ARRAY_SIZE (kinds); i++) {
+    struct request q = REQUEST (kinds[i], .count = 4 * SECTOR,
+                                .offset = 2 * SECTOR, .byte = 1);
+
+    if (q.kind == WRITE) {
+      q.offset += 10;
+      q.count = 20;
+    }
+    begin (16, 16 * SECTOR);
+    gate = (struct gate){ .taken = false };
+    looked_up = &gate;
+    q.through = &image;
+    if (q.kind == KEEP) /* looks when it has the range */
+      gate.taken = gate.open = true;
+    start (&q);
+    CHECK_EQ (is (&q, WORKER_HELD), q.kind != KEEP);
+    stand_alone ();
+    MUST (DROP);
+    backing_close (&backing.backing);
+    gate_open (&gate);
+    finish (&q);
+    looked_up = NULL;
+    CHECK_EQ (q.r, 0);
+    if (q.kind == READ)
+      CHECK_EQ (q.buf[SECTOR], base_byte (3 * SECTOR));
+    if (q.kind == EXTENTS)
+      CHECK_EQ (q.extent_type, 0);
+    if (q.kind == FILL)
+      CHECK (q.filled.was_allocated);
+    if (q.kind == WRITE) {
+      check_base (0, 2 * SECTOR + 10);
+      check_bytes (2 * SECTOR + 10, 20, 1);
+      check_base (2 * SECTOR + 30, SECTOR);
+    }
+    else
+      check_base (0, 16 * SECTOR);
+    end ();
+  }
+}
+
+/* The same between one extent and the next. */
+static void
+test_dropped_during_extents (void)
+{
+  struct request a = REQUEST (EXTENTS, .count = 129 * SECTOR);
+  struct request b = REQUEST (DROP);
+  struct gate gate;
+
+  begin_with_hole (0, 128, true);
+  sim_hold (&backing.port, SIM_EXTENTS, 0, &gate);
+  start (&a);
+  CHECK (is (&a, WORKER_HELD));
+  MUST (FILL_RANGE, .count = 129 * SECTOR, .through = &other);
+  MUST (COMMIT);
+  start (&b);
+  CHECK (is (&b, WORKER_WAITING));
+  gate_open (&gate);
+  finish (&a);
+  finish (&b);
+  CHECK_EQ (a.r, 0);
+  CHECK_EQ (a.extent_type, 0);
+  CHECK_EQ (sim_log_count (&world, &image.port, SIM_EXTENTS), 1);
+  sim_no_gates (&backing.port);
+  end ();
+}
+
 int
 main (void)
 {
@@ -2118,6 +2858,20 @@ main (void)
   test_forgetful_image_during_touch ();
   test_detach ();
   test_multi_conn ();
+  test_missed ();
+  test_fill_steps ();
+  test_fill_zeroes ();
+  test_fill_holes ();
+  test_fill_ends ();
+  test_fill_copies ();
+  test_fill_errors ();
+  test_stands_alone ();
+  test_fill_races ();
+  test_fill_at_a_time ();
+  test_keep_now ();
+  test_drop_waits ();
+  test_dropped_meanwhile ();
+  test_dropped_during_extents ();
   test_many_pages ();
   test_many_pages_tell_nothing ();
   test_many_extents (true);
