@@ -19,7 +19,7 @@
 
 #define SECTOR UINT64_C (512)
 
-static char *path, *new_path, *backing_path;
+static char *folder, *path, *new_path, *backing_path;
 
 /* An add-cow file without names, of a disk of NR_SECTORS. */
 static void
@@ -331,12 +331,75 @@ test_hints (void)
   CHECK_EQ (nr_logged, 0);
 }
 
+/*--- The end of the backing file. -------------------------------------*/
+
+/* How many descriptors this process has of the file NAME. */
+static unsigned
+nr_open (const char *name)
+{
+  struct stat st, other;
+  unsigned n = 0;
+  int fd;
+
+  CHECK_EQ (stat (name, &st), 0);
+  for (fd = 0; fd < 1000; fd++)
+    n += fstat (fd, &other) == 0 && same_file (&st, &other);
+  return n;
+}
+
+/* When all is in the image the backing file is let go of, and its lock. */
+static void
+test_close_backing (void)
+{
+  const struct hints hints = { .has_size = false };
+  const struct disk_options options = { .read_only = false };
+  CLEANUP_FAILURE struct failure failure = { 0 };
+  uint8_t base[SECTOR], buf[SECTOR] = { 0 };
+  char *image_path = scratch_path (folder, "image");
+  struct image_file image;
+  struct fault fault;
+  struct disk *disk;
+  int fd, other;
+
+  make_overlay (&hints);
+  memset (base, 7, sizeof base);
+  scratch_file (backing_path, base, sizeof base);
+  scratch_file (image_path, buf, sizeof buf);
+  fd = scratch_open (image_path);
+  image_file_init (&image, fd);
+  CHECK_EQ (disk_open (&disk, path, &options, &failure), 0);
+  overlay_attach (disk->overlay, &image.image);
+  CHECK_EQ (nr_open (backing_path), 1);
+
+  CHECK_EQ (overlay_fill_range (disk->overlay, &image.image, SECTOR, 0, &fault),
+            0);
+  CHECK_EQ (overlay_commit (disk->overlay, &fault), 0);
+  CHECK (overlay_stands_alone (disk->overlay));
+  other = scratch_open (backing_path);
+  CHECK_EQ (lock_qemu (other, true), ADDCOW_E_IN_USE);
+  CHECK (overlay_drop_backing (disk->overlay, false));
+  disk_close_backing (disk);
+  CHECK_EQ (lock_qemu (other, true), 0);
+  close (other);
+  CHECK_EQ (nr_open (backing_path), 0);
+  CHECK (disk->backing == NULL);
+
+  CHECK_EQ (unlink (backing_path), 0);
+  CHECK_EQ (overlay_read (disk->overlay, &image.image, buf, SECTOR, 0, &fault),
+            0);
+  CHECK (memcmp (buf, base, sizeof buf) == 0);
+  CHECK_EQ (overlay_detach (disk->overlay, &image.image, &fault), 0);
+  disk_close (disk);
+  close (fd);
+  free (image_path);
+}
+
 int
 main (void)
 {
-  char *folder = scratch_folder ();
   int i;
 
+  folder = scratch_folder ();
   path = scratch_path (folder, "file");
   new_path = scratch_path (folder, "new");
   backing_path = scratch_path (folder, "backing");
@@ -349,6 +412,7 @@ main (void)
   test_removed ();
   test_forgotten ();
   test_hints ();
+  test_close_backing ();
   free (path);
   free (new_path);
   free (backing_path);

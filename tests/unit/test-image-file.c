@@ -39,6 +39,10 @@ off_t __real_lseek (int fd, off_t offset, int whence);
 off_t __wrap_lseek (int fd, off_t offset, int whence);
 int __real_fdatasync (int fd);
 int __wrap_fdatasync (int fd);
+ssize_t __real_copy_file_range (int in, off_t *from, int out, off_t *to,
+                                size_t count, unsigned flags);
+ssize_t __wrap_copy_file_range (int in, off_t *from, int out, off_t *to,
+                                size_t count, unsigned flags);
 
 ssize_t
 __wrap_pread (int fd, void *buf, size_t count, off_t offset)
@@ -58,6 +62,19 @@ __wrap_pwrite (int fd, const void *buf, size_t count, off_t offset)
     return -1;
   }
   return __real_pwrite (fd, buf, interrupt ? MIN (count, 700) : count, offset);
+}
+
+ssize_t
+__wrap_copy_file_range (int in, off_t *from, int out, off_t *to, size_t count,
+                        unsigned flags)
+{
+  nr_calls++;
+  if (interrupt && nr_calls % 2) {
+    errno = EINTR;
+    return -1;
+  }
+  return __real_copy_file_range (in, from, out, to,
+                                 interrupt ? MIN (count, 700) : count, flags);
 }
 
 int
@@ -514,6 +531,48 @@ test_zero_modes (void)
   CHECK_EQ (file.image.ops->cache (&file.image, 4096, 0), EBADF);
 }
 
+static void
+test_copy (void)
+{
+  static uint8_t out[10000], in[20000];
+  char *path = scratch_path (folder, "from");
+  const int fd = open_file (), from = scratch_open (path);
+  struct image_file file;
+  unsigned i;
+
+  fill (out, sizeof out, 3);
+  CHECK_EQ (fd_write (from, out, sizeof out, 0), 0);
+  image_file_init (&file, fd);
+  for (i = 0; i < 2; i++) {
+    interrupt = i;
+    nr_calls = 0;
+    CHECK_EQ (ftruncate (fd, 0), 0);
+    CHECK_EQ (ftruncate (fd, sizeof in), 0);
+    CHECK_EQ (file.image.ops->copy (&file.image, from, 5000, 1001), 0);
+    CHECK (i ? nr_calls >= 16 : nr_calls > 0);
+    CHECK_EQ (fd_read (fd, in, sizeof in, 0), 0);
+    CHECK (memcmp (in + 1001, out + 1001, 5000) == 0);
+    CHECK (in[1000] == 0 && in[6001] == 0);
+    CHECK_EQ (lseek (fd, 0, SEEK_END), sizeof in);
+
+    nr_calls = 0;
+    CHECK_EQ (file.image.ops->copy (&file.image, from, 0, 1001), 0);
+    CHECK_EQ (nr_calls, 0);
+    /* The file has become shorter. */
+    CHECK_EQ (file.image.ops->copy (&file.image, from, 1001, 9000), EIO);
+    CHECK_EQ (file.image.ops->copy (&file.image, from, 1000, 9000), 0);
+    CHECK_EQ (file.image.ops->copy (&file.image, from, 1, 15000), EIO);
+  }
+  interrupt = false;
+  CHECK_EQ (file.image.ops->copy (&file.image, -1, 1, 0), EBADF);
+  /* What the places of the descriptors are is nobody's matter. */
+  CHECK_EQ (lseek (from, 0, SEEK_CUR), 0);
+  close (from);
+  close (fd);
+  CHECK_EQ (unlink (path), 0);
+  free (path);
+}
+
 int
 main (void)
 {
@@ -527,6 +586,7 @@ main (void)
   test_zero ();
   test_holes ();
   test_zero_modes ();
+  test_copy ();
   free (folder);
   return 0;
 }

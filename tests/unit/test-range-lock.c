@@ -160,6 +160,51 @@ test_waits_for_all (void)
   finish (&c);
 }
 
+/* Who is not to wait gets what nobody holds or waits for, and leaves
+ * nothing behind otherwise.
+ */
+static void
+test_try (void)
+{
+  struct holder a, b, c;
+  struct range range, other;
+
+  CHECK (range_try_acquire (&rl, &range, 10, 10));
+  CHECK (range_try_acquire (&rl, &other, 20, 1));
+  CHECK (!range_try_acquire (&rl, &(struct range){ .begin = 0 }, 19, 1));
+  CHECK (!range_try_acquire (&rl, &(struct range){ .begin = 0 }, 0, 11));
+  CHECK (!range_try_acquire (&rl, &(struct range){ .begin = 0 }, 15, 10));
+  CHECK (rl.first == &range && rl.last == &other);
+  CHECK (range.next == &other && other.prev == &range && other.next == NULL);
+
+  /* It is as good as any other. */
+  start (&a, 15, 1);
+  CHECK (waits (&a));
+  start (&b, 20, 1);
+  CHECK (waits (&b));
+  range_release (&rl, &range);
+  workers_settle ();
+  CHECK (has_it (&a));
+  CHECK (waits (&b));
+
+  /* Who waits was there before. */
+  start (&c, 0, 16);
+  CHECK (waits (&c));
+  CHECK (!range_try_acquire (&rl, &range, 0, 1));
+  CHECK (range_try_acquire (&rl, &range, 16, 4));
+  range_release (&rl, &range);
+  finish (&a);
+  CHECK (has_it (&c));
+  finish (&c);
+  range_release (&rl, &other);
+  workers_settle ();
+  CHECK (has_it (&b));
+  finish (&b);
+  CHECK (rl.first == NULL && rl.last == NULL);
+  CHECK (range_try_acquire (&rl, &range, 0, 100));
+  range_release (&rl, &range);
+}
+
 /*--- Many threads that nobody leads. ----------------------------------*/
 
 #define NR_SECTORS 16
@@ -180,7 +225,10 @@ hammer (void *opaque)
     const unsigned count = rng_range (&rng, 1, NR_SECTORS - begin);
     struct range range;
 
-    range_acquire (&rl, &range, begin, count);
+    if (rng_one_in (&rng, 2))
+      range_acquire (&rl, &range, begin, count);
+    else if (!range_try_acquire (&rl, &range, begin, count))
+      continue;
     for (j = begin; j < begin + count; j++)
       CHECK_EQ (atomic_exchange (&owner[j], me), 0);
     for (j = begin; j < begin + count; j++)
@@ -213,6 +261,7 @@ main (void)
   test_order ();
   test_queue ();
   test_waits_for_all ();
+  test_try ();
   test_hammer ();
   range_lock_destroy (&rl);
   return 0;
