@@ -92,7 +92,7 @@ static unsigned nr_dirty;
 /* The last read that was of the backing file, and how many there were. */
 static struct {
   const struct image *image;
-  uint64_t offset, count;
+  uint64_t offset, count, total;
   uint8_t first_byte;
   unsigned nr;
 } missed;
@@ -113,6 +113,7 @@ note_missed (void *opaque, struct image *i, const void *buf, size_t count,
   missed.image = i;
   missed.offset = offset;
   missed.count = count;
+  missed.total += count;
   missed.first_byte = *(const uint8_t *) buf;
   missed.nr++;
 }
@@ -2243,6 +2244,7 @@ test_missed (void)
   CHECK (missed.image == &image.image);
   CHECK_EQ (missed.offset, 4 * SECTOR);
   CHECK_EQ (missed.count, SECTOR + 9);
+  CHECK_EQ (missed.total, 10 + 2 * SECTOR);
   CHECK_EQ (missed.first_byte, base_byte (4 * SECTOR));
   sim_fail (&backing.port, SIM_READ, 1, EIO, 0);
   MUST_FAIL (FAULT_BACKING, EIO, READ, .offset = 0, .count = SECTOR);
@@ -2428,6 +2430,34 @@ test_fill_holes (void)
     CHECK_EQ (read_range (136 * SECTOR, SECTOR)[0], 'e');
     end ();
   }
+}
+
+static int
+odd_extents (struct backing *b UNUSED, uint64_t count, uint64_t offset,
+             extent_fn *fn, void *opaque)
+{
+  const uint64_t hole_end = 65536 + SECTOR + 100;
+
+  if (offset >= hole_end)
+    return fn (opaque, count, 0);
+  return fn (opaque, MIN (count, hole_end - offset), EXTENT_ZERO);
+}
+
+/* A hole ends within a sector. */
+static void
+test_fill_odd_hole (void)
+{
+  struct backing_ops ops;
+
+  begin_with_hole (0, 200, false);
+  sim_store_put (&backing_store, "x", 1, 65536 + SECTOR + 100);
+  ops = *backing.backing.ops;
+  ops.extents = odd_extents;
+  backing.backing.ops = &ops;
+  fill_step (201 * SECTOR, 0, 65536 + SECTOR, false, false);
+  fill_step (SECTOR, 65536 + SECTOR, SECTOR, false, true);
+  CHECK_EQ (read_range (65536 + SECTOR, SECTOR)[100], 'x');
+  end ();
 }
 
 /* The backing file is as long as it is, or there is none. */
@@ -2760,6 +2790,31 @@ test_drop_waits (void)
   end ();
 }
 
+/* In whatever way. */
+static void
+test_drop_waits_for (enum kind kind, enum sim_op op)
+{
+  struct request a = REQUEST (kind, .count = 4 * SECTOR);
+  struct request b = REQUEST (DROP);
+  struct gate gate;
+
+  begin (16, 16 * SECTOR);
+  sim_hold (&backing.port, op, 0, &gate);
+  start (&a);
+  CHECK (is (&a, WORKER_HELD));
+  stand_alone ();
+  start (&b);
+  CHECK (is (&b, WORKER_WAITING));
+  gate_open (&gate);
+  finish (&a);
+  finish (&b);
+  CHECK_EQ (a.r, 0);
+  sim_no_gates (&backing.port);
+  backing_close (&backing.backing);
+  check_base (0, 16 * SECTOR);
+  end ();
+}
+
 /* Who found a sector clear, and comes to the backing file when it is gone:
  * the sector is in the image.
  */
@@ -2798,6 +2853,8 @@ test_dropped_meanwhile (void)
       CHECK_EQ (q.buf[SECTOR], base_byte (3 * SECTOR));
     if (q.kind == EXTENTS)
       CHECK_EQ (q.extent_type, 0);
+    if (q.kind == CACHE)
+      CHECK_EQ (image_ops (SIM_CACHE), 1);
     if (q.kind == FILL)
       CHECK (q.filled.was_allocated);
     if (q.kind == WRITE) {
@@ -2862,6 +2919,7 @@ main (void)
   test_fill_steps ();
   test_fill_zeroes ();
   test_fill_holes ();
+  test_fill_odd_hole ();
   test_fill_ends ();
   test_fill_copies ();
   test_fill_errors ();
@@ -2870,6 +2928,10 @@ main (void)
   test_fill_at_a_time ();
   test_keep_now ();
   test_drop_waits ();
+  test_drop_waits_for (EXTENTS, SIM_EXTENTS);
+  test_drop_waits_for (CACHE, SIM_CACHE);
+  test_drop_waits_for (FILL, SIM_EXTENTS);
+  test_drop_waits_for (FILL, SIM_READ);
   test_dropped_meanwhile ();
   test_dropped_during_extents ();
   test_many_pages ();
