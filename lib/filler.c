@@ -302,8 +302,10 @@ failed_locked (struct filler *f, struct worker *w, const struct fault *fault)
   }
   else {
     tell = trouble_locked (&f->image, now);
-    f->image.pause_ns = longer_pause (f->image.pause_ns);
-    f->pause_ns = now + f->image.pause_ns;
+    if (now >= f->pause_ns) { /* else others failed at the same time */
+      f->image.pause_ns = longer_pause (f->image.pause_ns);
+      f->pause_ns = now + f->image.pause_ns;
+    }
     forget_kept_locked (f);
   }
   if (!tell || f->options.failed == NULL || (reading && f->stop))

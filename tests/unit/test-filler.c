@@ -785,6 +785,33 @@ test_no_space (void)
   end ();
 }
 
+/* That all workers fail at once is no reason to wait for longer. */
+static void
+test_all_fail (void)
+{
+  struct gate gates[4];
+  unsigned i;
+
+  begin (16 * MIB, 16 * MIB);
+  sim_fail (&image.port, SIM_WRITE, 1, ENOSPC, 3);
+  for (i = 0; i < 4; i++)
+    sim_hold (&image.port, SIM_WRITE, 4 * i * MIB, &gates[i]);
+  START (.wanted = NULL);
+  workers_settle ();
+  CHECK_EQ (nr_in_state (WORKER_HELD), 4);
+  for (i = 0; i < 4; i++)
+    gate_open (&gates[i]);
+  pass_until (999 * MS);
+  CHECK_EQ (nr_failed, 1);
+  CHECK_EQ (nr_reads (), 4);
+  pass_until (1000 * MS);
+  CHECK (nr_reads () > 4);
+  pass_until (3 * SECOND);
+  check_complete ();
+  stop ();
+  end ();
+}
+
 /* So it is when bits cannot be committed. */
 static void
 test_commit_fails (uint64_t commit_bytes)
@@ -1005,6 +1032,7 @@ main (void)
   test_bad_part ();
   test_server_gone ();
   test_no_space ();
+  test_all_fail ();
   test_commit_fails (0);
   test_commit_fails (2 * MIB);
   test_flush_fails ();
