@@ -664,7 +664,7 @@ overlay_commit (struct overlay *ov, struct fault *fault)
   struct image *image;
   int r;
 
-  if (!map_uncommitted (ov->map))
+  if (!map_uncommitted (ov->map) && !ov->suspect)
     return 0;
   image = image_get_next (ov, NULL);
   if (image == NULL)

@@ -195,8 +195,9 @@ int overlay_extents (struct overlay *ov, struct image *image, uint64_t count,
                      uint64_t offset, extent_fn *fn, void *opaque,
                      struct fault *fault);
 
-/* Commit what is uncommitted, through any attached image; does nothing
- * when there is none of either.  Returns 0, or -1 and *FAULT.  Blocks.
+/* Commit what is uncommitted, and find out whether a flush that failed left
+ * anything to do, through any attached image; does nothing when there is no
+ * image or nothing to do.  Returns 0, or -1 and *FAULT.  Blocks.
  */
 int overlay_commit (struct overlay *ov, struct fault *fault);
 

@@ -847,6 +847,24 @@ test_flush_fails (void)
   end ();
 }
 
+/* A client's flush fails when all is filled, and no other one comes. */
+static void
+test_client_flush_fails (void)
+{
+  struct fault fault;
+
+  begin (MIB, MIB);
+  CHECK_EQ (overlay_fill_range (ov, &image.image, MIB, 0, &fault), 0);
+  CHECK_EQ (overlay_flush (ov, &image.image, &fault), 0);
+  sim_fail (&image.port, SIM_FLUSH, 1, EIO, 0);
+  CHECK_EQ (overlay_flush (ov, &image.image, &fault), -1);
+  START (.wanted = NULL);
+  pass_until (SECOND);
+  CHECK_EQ (nr_complete, 1);
+  stop ();
+  end ();
+}
+
 /*--- How fast. --------------------------------------------------------*/
 
 static void
@@ -1036,6 +1054,7 @@ main (void)
   test_commit_fails (0);
   test_commit_fails (2 * MIB);
   test_flush_fails ();
+  test_client_flush_fails ();
   test_rate (MIB, 8 * MIB, 8 * MIB);
   test_rate (MIB, 2 * MIB, 200 * MIB);
   test_rate (100 * KIB, MIB, 2 * MIB);

@@ -2621,6 +2621,16 @@ test_stands_alone (void)
   sim_log_clear (&world);
   CHECK (overlay_stands_alone (ov));
   CHECK_EQ (world.nr_events, 0);
+
+  /* A flush that fails when all is on disk is made up for by a commit. */
+  sim_fail (&image.port, SIM_FLUSH, 1, EIO, 0);
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH);
+  CHECK (!overlay_stands_alone (ov));
+  MUST (COMMIT);
+  CHECK (overlay_stands_alone (ov));
+  sim_log_clear (&world);
+  MUST (COMMIT);
+  CHECK_EQ (world.nr_events, 0);
   end ();
 
   /* All pages of the map are looked at. */
