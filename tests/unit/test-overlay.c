@@ -2421,6 +2421,12 @@ test_fill_holes (void)
     CHECK_EQ (backing_reads (), 1);
     end ();
 
+    /* What is read at once is what the caller has room for. */
+    begin_with_hole (100, 128, i);
+    fill_step (229 * SECTOR, 0, 64 * SECTOR, false, true);
+    fill_step (165 * SECTOR, 64 * SECTOR, 36 * SECTOR, false, true);
+    end ();
+
     /* Large: not read. */
     begin_with_hole (8, 128, i);
     fill_step (137 * SECTOR, 0, 8 * SECTOR, false, true);
