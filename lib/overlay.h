@@ -248,9 +248,10 @@ int overlay_fill_range (struct overlay *ov, struct image *image, uint64_t count,
 void overlay_write_out (struct overlay *ov, int fd, uint64_t count,
                         uint64_t offset, bool done);
 
-/* Is every sector allocated, and is that on disk?  Once that is so it stays
- * so.  It costs next to nothing to ask again and again, but may block for
- * reading the metadata file; where that fails the answer is no.
+/* Is every sector allocated, and is that on disk?  No, as long as a flush of
+ * the image that failed was not made up for by a commit.  It costs next to
+ * nothing to ask again and again, but may block for reading the metadata file;
+ * where that fails the answer is no.
  */
 bool overlay_stands_alone (struct overlay *ov);
 
