@@ -37,12 +37,13 @@ class Server:
         self.sock = os.path.join(folder, "model.sock")
         self.pidfile = os.path.join(folder, "model.pid")
 
-    def start(self):
+    def start(self, stderr=None):
         for name in self.sock, self.pidfile:
             if os.path.exists(name):
                 os.unlink(name)
         self.process = subprocess.Popen(
-            self.command + ["-f", "-U", self.sock, "-P", self.pidfile])
+            self.command + ["-f", "-U", self.sock, "-P", self.pidfile],
+            stderr=stderr)
         while not (os.path.exists(self.pidfile) and
                    os.path.getsize(self.pidfile)):
             assert self.process.poll() is None, "the server did not start"
@@ -87,7 +88,8 @@ class Client:
                 self.step()
             self.h.shutdown()
         except nbd.Error as ex:
-            self.error = ex
+            # With its frames the connection would stay.
+            self.error = ex.with_traceback(None)
         except BaseException as ex:     # the main thread raises it
             self.error = ex
             self.bug = ex
@@ -121,10 +123,7 @@ class Client:
             ["read", "write", "zero", "trim", "flush", "status", "cache"],
             [6, 10, 2, 2, 0.1, 1, 0.5])[0]
         if kind == "read":
-            got = self.h.pread(length, offset)
-            want = self.disk[offset:offset + length]
-            assert got == want, "client %d reads wrong data in [%d, +%d)" % (
-                self.number, offset, length)
+            self.read(offset, length)
         elif kind == "flush":
             c = Change(None, None, False)
             self.changes.append(c)
@@ -133,9 +132,21 @@ class Client:
         elif kind == "status":
             self.status(offset, length)
         elif kind == "cache":
-            self.h.cache(length, offset)
+            self.cache(offset, length)
         else:
             self.change(kind, offset, length)
+
+    def expect(self, got, offset):
+        """GOT was read at OFFSET, in a range of its own."""
+        assert got == self.disk[offset:offset + len(got)], \
+            "client %d reads wrong data in [%d, +%d)" % (
+                self.number, offset, len(got))
+
+    def read(self, offset, length):
+        self.expect(self.h.pread(length, offset), offset)
+
+    def cache(self, offset, length):
+        self.h.cache(length, offset)
 
     def status(self, offset, length):
         """What is said to be zero is zero."""
@@ -153,6 +164,9 @@ class Client:
 
 
 class Model:
+    client = Client
+    longest_life = 0.1          # of a server that is ended in a round
+
     def __init__(self, args):
         seconds, seed, size, base, overlay = args[:5]
         self.seconds = float(seconds)
@@ -166,8 +180,11 @@ class Model:
         self.durable = bytes(self.disk)
         self.server = Server(args[5:], os.environ.get("tmp", "/tmp"))
         self.clients = [
-            Client(self.server, i, self.random.random(), self.disk)
+            self.client(self.server, i, self.random.random(), self.disk)
             for i in range(CLIENTS)]
+        self.make_ranges()
+
+    def make_ranges(self):
         offset = 0
         while offset < self.size:
             n = int(2 ** self.random.uniform(2, 13))
@@ -235,18 +252,19 @@ class Model:
             f.write(bytes((self.size + 4095) // 4096))
         self.disk[:] = self.base
 
-    def round(self, count, kill):
+    def round(self, count, sig=None):
+        """With SIG, the server is ended by it meanwhile."""
         threads = [threading.Thread(target=c.round, args=(count,))
                    for c in self.clients]
         for t in threads:
             t.start()
-        if kill:
-            time.sleep(self.random.uniform(0.001, 0.1))
-            self.server.stop(signal.SIGKILL)
+        if sig:
+            time.sleep(self.random.uniform(0.001, self.longest_life))
+            self.server.stop(sig)
         for t in threads:
             t.join()
         for c in self.clients:
-            if c.error and (not kill or hasattr(c, "bug")):
+            if c.error and (not sig or hasattr(c, "bug")):
                 raise c.error
             c.error = None
 
@@ -257,7 +275,8 @@ class Model:
         while time.monotonic() < end:
             what = self.random.choice(["nothing", "flush", "stop", "kill"])
             counts[what] = counts.get(what, 0) + 1
-            self.round(self.random.randrange(5, 200), what == "kill")
+            self.round(self.random.randrange(5, 200),
+                       signal.SIGKILL if what == "kill" else None)
             if what == "kill":
                 self.server.start()
                 self.after_kill(self.check())
