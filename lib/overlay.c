@@ -1258,7 +1258,8 @@ overlay_extents (struct overlay *ov, struct image *image, uint64_t count,
 #define BLOCK 4096
 
 /* A hole in the backing file that is smaller is read with what is around
- * it: its blocks become holes all the same.
+ * it: its blocks become holes all the same.  Not so where the system copies,
+ * for which a hole in what it is given is zeroes.
  */
 #define SMALL_HOLE 65536
 
@@ -1403,6 +1404,7 @@ overlay_keep (struct overlay *ov, struct image *image, const void *buf,
 /* The first part of a range of the backing file that is data or zeroes. */
 struct part {
   uint64_t max, max_data; /* no more need be known */
+  uint64_t min_hole;      /* a smaller one is data */
   uint64_t n;
   bool zero;
 };
@@ -1412,7 +1414,7 @@ part_add (void *opaque, uint64_t count, unsigned type)
 {
   struct part *p = opaque;
   const bool hole = type & EXTENT_ZERO &&
-                    (count >= SMALL_HOLE || p->n + count >= p->max);
+                    (count >= p->min_hole || p->n + count >= p->max);
 
   if (p->n == 0)
     p->zero = hole;
@@ -1422,23 +1424,33 @@ part_add (void *opaque, uint64_t count, unsigned type)
   return p->n >= (p->zero ? p->max : p->max_data) ? EXTENT_STOP : 0;
 }
 
-/* Find the first part of COUNT bytes at OFFSET, whole sectors, MAX_DATA at
+/* Are backing file and image files, so that the system may be able to copy
+ * from the one to the other?
+ */
+static bool
+system_may_copy (const struct filling *f)
+{
+  return f->image->ops->copy && f->ov->backing && f->ov->backing->ops->fd;
+}
+
+/* Find the first part of COUNT bytes at f->offset, whole sectors, MAX_DATA at
  * most unless it is zeroes: what is data in a sector makes it data.  Returns
  * 0 or an error number.
  */
 static int
-find_part (struct overlay *ov, uint64_t count, uint64_t offset,
-           uint64_t max_data, struct part *p)
+find_part (const struct filling *f, uint64_t count, uint64_t max_data,
+           struct part *p)
 {
   int r;
 
   *p = (struct part){
     .max = MIN (count, MAX_FAST_ZERO),
     .max_data = MIN (count, max_data),
+    .min_hole = system_may_copy (f) ? BLOCK : SMALL_HOLE,
   };
   do
-    r = backing_extents (ov->backing, p->max - p->n, offset + p->n, part_add,
-                         p);
+    r = backing_extents (f->ov->backing, p->max - p->n, f->offset + p->n,
+                         part_add, p);
   while (r == 0 && p->n < p->max);
   if (r > 0)
     return r;
@@ -1477,7 +1489,7 @@ fill_by_copy (struct filling *f, struct filled *filled, bool *done,
   int r;
 
   *done = false;
-  if (f->image->ops->copy == NULL || backing->ops->fd == NULL ||
+  if (!system_may_copy (f) ||
       f->offset + filled->nr_bytes > backing->size_bytes)
     return 0;
   f->fd = backing->ops->fd (backing);
@@ -1516,7 +1528,7 @@ fill_part (struct filling *f, void *buf, size_t buf_bytes,
            struct filled *filled, struct fault *fault)
 {
   struct part part;
-  int r = find_part (f->ov, filled->nr_bytes, f->offset, buf_bytes, &part);
+  int r = find_part (f, filled->nr_bytes, buf_bytes, &part);
 
   if (r) {
     filled->nr_bytes = MIN (filled->nr_bytes, buf_bytes);
