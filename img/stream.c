@@ -179,8 +179,10 @@ open_disk (struct stream *s)
     return img_file_error (s->file_name,
                            access (s->file_name, W_OK) == -1 ? errno : EACCES);
   r = disk_open_image (s->disk, &s->image_fd);
-  if (r == ADDCOW_E_NO_IMAGE)
-    return img_file_error (s->file_name, r);
+  if (r == ADDCOW_E_NO_IMAGE) {
+    img_error ("%s: names no image file", s->file_name);
+    return EXIT_FAILURE;
+  }
   if (r)
     return img_file_error (s->disk->image_location.name, r);
   r = map_count_allocated (&s->disk->metadata.image, s->disk->header.size_bytes,
@@ -359,7 +361,9 @@ img_stream (int argc, char *argv[])
       return img_option_error ("stream", opt, argv);
     }
   if (argc - optind != 1)
-    return img_usage_error ("stream", "one FILE is needed");
+    return img_usage_error ("stream", "exactly one FILE is needed");
   s.file_name = argv[optind];
+  if (s.file_name[0] == '\0')
+    return img_usage_error ("stream", "FILE must not be empty");
   return stream (&s);
 }
