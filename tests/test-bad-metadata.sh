@@ -120,7 +120,8 @@ fine("stray-bits", short[:-1] + b"\xf8")
 fine("size-0", Metadata(0, b"../base.img", b"../vm.raw").encode())
 PY
 
-# check TEXT FILE [as_nobody]: refused by both, in turn in their two forms.
+# check TEXT FILE [as_nobody]: refused by both, in turn in their two forms,
+# and by the tool's verb that writes.
 i=0
 check ()
 {
@@ -132,6 +133,7 @@ check ()
     fi
     fails_in_time "$text" "$@" addcow-img info --output=$output "$name"
     fails_in_time "$text" "$@" serve $read_only file addcow="$name"
+    fails_in_time "$text" "$@" addcow-img stream "$name"
 }
 
 for f in good/*; do
