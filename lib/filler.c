@@ -12,12 +12,14 @@
 #include "common.h"
 #include "filler.h"
 #include "format.h"
+#include "image-file.h"
 
 #define SPAN_BYTES (4 * 1024 * 1024)
 #define AREA_BYTES (1024 * 1024)
 #define NR_AREAS 64 /* that are remembered to be hot */
 #define MAX_KEPT_BYTES (4 * 1024 * 1024)
 #define MAX_WORKERS 16
+#define MAX_OUT 256 /* spans that the next commit lets be forgotten */
 
 #define MS INT64_C (1000000)
 #define SECOND (1000 * MS)
@@ -43,7 +45,7 @@ struct worker {
   pthread_t thread;
   struct span span, hot;
   struct span data;    /* of the span, what was written to the image */
-  struct span written; /* the same of the one before: it is written out */
+  struct span written; /* of the one before: is being written */
   bool working;        /* on a step */
   char *buf;           /* the worker's own */
 };
@@ -105,6 +107,9 @@ struct filler {
   int64_t ask_ns; /* when to ask again */
 
   uint64_t nr_uncommitted; /* bytes of data since the last commit */
+
+  struct span out[MAX_OUT]; /* filled since then, and written out */
+  unsigned nr_out;
 };
 
 static int64_t
@@ -317,15 +322,26 @@ failed_locked (struct filler *f, struct worker *w, const struct fault *fault)
 
 /*--- Commits. ---------------------------------------------------------*/
 
+/* Commit, and then let the system forget what it covers and was written out.
+ * Not before: what the system failed to write, and takes for written, is read
+ * from its memory to be written again.
+ */
 static void
 commit_locked (struct filler *f, struct worker *w)
 {
+  struct span out[MAX_OUT];
+  const unsigned nr_out = f->nr_out;
   struct fault fault;
+  unsigned i;
   int r;
 
+  memcpy (out, f->out, nr_out * sizeof out[0]);
+  f->nr_out = 0;
   f->nr_uncommitted = 0;
   pthread_mutex_unlock (&f->lock);
   r = overlay_commit (f->options.ov, &fault);
+  for (i = 0; r == 0 && i < nr_out; i++)
+    fd_forget (f->options.image_fd, out[i].end - out[i].pos, out[i].pos);
   pthread_mutex_lock (&f->lock);
   if (r == -1)
     failed_locked (f, w, &fault);
@@ -416,6 +432,8 @@ write_out_locked (struct filler *f, struct worker *w)
   if (fd == -1 || now.pos == now.end)
     return;
   w->written = now;
+  if (f->nr_out < MAX_OUT)
+    f->out[f->nr_out++] = now;
   w->working = true;
   pthread_mutex_unlock (&f->lock);
   overlay_write_out (f->options.ov, fd, now.end - now.pos, now.pos, false);

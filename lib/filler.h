@@ -29,15 +29,15 @@
  *   a little time after.
  *
  * A worker that comes to the end of a span begins to have it written to the
- * disk, and waits until the one before is, which is then dropped from the
- * system's memory.  So filling goes no faster than the disk for long, leaves
- * little for the flush of a client, and takes the memory of nobody who has
- * better use for it.  Hot areas are not dropped: they will be read.
+ * disk, and waits until the one before is.  So filling goes no faster than
+ * the disk for long, and leaves little for the flush of a client.
  *
  * After each commit_bytes of data the worker that filled the last one
- * commits, so that what was done is not done again after a crash.  When
- * everything is allocated it is committed, that is told, and the threads
- * end.
+ * commits, so that what was done is not done again after a crash.  The spans
+ * that were filled are dropped from the system's memory then, so that filling
+ * takes that of nobody who has better use for it; hot areas are not, as they
+ * will be read.  When everything is allocated it is committed, that is told,
+ * and the threads end.
  *
  * Locks
  * -----

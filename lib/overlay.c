@@ -1589,17 +1589,15 @@ overlay_fill_range (struct overlay *ov, struct image *image, uint64_t count,
  */
 void
 overlay_write_out (struct overlay *ov, int fd, uint64_t count, uint64_t offset,
-                   bool done)
+                   bool wait)
 {
   int r;
 
   flushing_begin (ov);
   if (ov->nr_started == ov->nr_over) {
-    r = fd_write_out (fd, count, offset, done);
+    r = fd_write_out (fd, count, offset, wait);
     if (r)
       count_failure (ov, r);
   }
   flushing_end (ov);
-  if (done)
-    fd_forget (fd, count, offset);
 }

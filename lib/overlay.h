@@ -239,14 +239,13 @@ int overlay_fill (struct overlay *ov, struct image *image, void *buf,
 int overlay_fill_range (struct overlay *ov, struct image *image, uint64_t count,
                         uint64_t offset, struct fault *fault);
 
-/* Have a range that was filled written to the disk and then forgotten by the
- * system, so that filling neither leaves much for the next flush nor takes
- * the memory of others.  FD is the image as an open file.  DONE: wait for it
- * and forget; else it is only begun.  An error counts as a flush that failed.
- * Nothing is done during a commit.  Blocks.
+/* Have a range that was filled written to the disk, so that filling leaves
+ * little for the next flush.  FD is the image as an open file.  WAIT for it;
+ * else it is only begun.  An error counts as a flush that failed.  Nothing is
+ * done during a commit.  Blocks.
  */
 void overlay_write_out (struct overlay *ov, int fd, uint64_t count,
-                        uint64_t offset, bool done);
+                        uint64_t offset, bool wait);
 
 /* Is every sector allocated, and is that on disk?  No, as long as a flush of
  * the image that failed was not made up for by a commit.  It costs next to

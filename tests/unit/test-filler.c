@@ -205,6 +205,64 @@ __wrap_malloc (size_t count)
   return __real_malloc (count);
 }
 
+/*--- Files that are written out. --------------------------------------*/
+
+#define IMAGE_FD 4321 /* no such file is open */
+
+/* What was asked of the system, in MiB: "B4+2" that writing the 2 at 4 begins,
+ * W that it is waited for, F that it is forgotten.
+ */
+static struct {
+  pthread_mutex_t lock; /* protects all that follows */
+  char log[10000];
+  uint64_t nr_begun, nr_waited_for, nr_forgotten; /* bytes */
+} written_out = { .lock = PTHREAD_MUTEX_INITIALIZER };
+static int write_out_err; /* fails once, unless 0 */
+
+int __wrap_fd_write_out (int fd, uint64_t count, uint64_t offset, bool wait);
+void __wrap_fd_forget (int fd, uint64_t count, uint64_t offset);
+static bool is_on_disk (uint64_t count, uint64_t offset);
+
+static void
+note_write_out (char call, uint64_t *sum, uint64_t count, uint64_t offset)
+{
+  size_t n;
+
+  __real_pthread_mutex_lock (&written_out.lock);
+  n = strlen (written_out.log);
+  if (n < sizeof written_out.log - 100)
+    snprintf (written_out.log + n, 100, "%s%c%" PRIu64 "+%" PRIu64,
+              n ? " " : "", call, offset / MIB, count / MIB);
+  *sum += count;
+  pthread_mutex_unlock (&written_out.lock);
+}
+
+int
+__wrap_fd_write_out (int fd, uint64_t count, uint64_t offset, bool wait)
+{
+  const int r = wait ? write_out_err : 0;
+
+  CHECK_EQ (fd, IMAGE_FD);
+  CHECK (count > 0);
+  if (wait)
+    note_write_out ('W', &written_out.nr_waited_for, count, offset);
+  else
+    note_write_out ('B', &written_out.nr_begun, count, offset);
+  if (r)
+    write_out_err = 0;
+  return r;
+}
+
+/* What is not on disk may have to be written again. */
+void
+__wrap_fd_forget (int fd, uint64_t count, uint64_t offset)
+{
+  CHECK_EQ (fd, IMAGE_FD);
+  CHECK (count > 0);
+  CHECK (is_on_disk (count, offset));
+  note_write_out ('F', &written_out.nr_forgotten, count, offset);
+}
+
 /*--- A filler of an overlay over simulated files. ---------------------*/
 
 static struct sim_world world;
@@ -313,6 +371,10 @@ begin (uint64_t size, uint64_t data)
   nr_bad_reads = nr_writes_failed = nr_asked = nr_complete = nr_failed = 0;
   nr_written = 0;
   wanted = true;
+  written_out.log[0] = '\0';
+  written_out.nr_begun = written_out.nr_waited_for = 0;
+  written_out.nr_forgotten = 0;
+  write_out_err = 0;
 
   sim_world_init (&world);
   sim_store_init (&image_store, &world, size);
@@ -349,6 +411,8 @@ start (struct filler_options options)
     options.nr_workers = NR_WORKERS;
   if (options.request_bytes == 0)
     options.request_bytes = MIB;
+  if (options.image_fd == 0)
+    options.image_fd = -1;
   options.complete = note_complete;
   options.failed = note_failed;
   options.opaque = &world;
@@ -387,6 +451,18 @@ nr_on_disk (void)
 
   CHECK_EQ (map_count_allocated (&metadata.image, size_bytes, &n), 0);
   return n * SECTOR;
+}
+
+static bool
+is_on_disk (uint64_t count, uint64_t offset)
+{
+  uint64_t sector;
+
+  for (sector = offset / SECTOR; sector < (offset + count) / SECTOR; sector++)
+    if (!(sim_store_byte (&metadata_store, FORMAT_HEADER_BYTES + sector / 8) &
+          1u << sector % 8))
+      return false;
+  return true;
 }
 
 /* How many of COUNT bytes at OFFSET are allocated; commits. */
@@ -967,6 +1043,35 @@ test_commit_bytes (void)
   end ();
 }
 
+/*--- What is written out. ---------------------------------------------*/
+
+/* When it fails, or a commit does, the system may have in its memory alone
+ * what is to be written again.
+ */
+static void
+test_write_out_fails (void)
+{
+  size_t n;
+
+  begin (8 * MIB, 8 * MIB);
+  write_out_err = EIO;
+  sim_fail (&image.port, SIM_FLUSH, 1, EIO, 0);
+  START (.nr_workers = 1, .commit_bytes = 6 * MIB, .image_fd = IMAGE_FD);
+  pass_until (500 * MS);
+  CHECK_EQ (write_out_err, EIO); /* not waited for yet */
+  CHECK_STR (written_out.log, "B0+4");
+  CHECK_EQ (nr_failed, 1);
+  n = sim_log_count (&world, &image.port, SIM_READ);
+  pass_until (70 * SECOND);
+  CHECK_STR (written_out.log, "B0+4 B4+4 W0+4 F4+4");
+  /* All was read and written again. */
+  CHECK (sim_log_count (&world, &image.port, SIM_READ) > n);
+  CHECK_EQ (nr_failed, 1);
+  check_complete ();
+  stop ();
+  end ();
+}
+
 /*--- The end. ---------------------------------------------------------*/
 
 static void
@@ -1058,6 +1163,7 @@ main (void)
   test_rate (100 * KIB, MIB, 2 * MIB);
   test_busy ();
   test_commit_bytes ();
+  test_write_out_fails ();
   test_stop_at_once ();
   test_stop_in_step (false);
   test_stop_in_step (true);
