@@ -1045,6 +1045,94 @@ test_commit_bytes (void)
 
 /*--- What is written out. ---------------------------------------------*/
 
+/* That writing each span begins when it is filled; the one before is waited
+ * for; a commit lets go of what it covers.
+ */
+static void
+test_write_out (void)
+{
+  begin (16 * MIB, 16 * MIB);
+  START (.nr_workers = 1, .commit_bytes = 8 * MIB, .image_fd = IMAGE_FD);
+  pass_until (SECOND);
+  CHECK_STR (written_out.log, "B0+4 F0+4 B4+4 W0+4 B8+4 W4+4 F4+4 F8+4 "
+                              "B12+4 W8+4 F12+4");
+  check_complete ();
+  stop ();
+  end ();
+
+  /* Of what reads as zeroes there is nothing to write. */
+  begin (20 * MIB, 6 * MIB);
+  START (.nr_workers = 1, .image_fd = IMAGE_FD);
+  pass_until (SECOND);
+  CHECK_STR (written_out.log, "B0+4 B4+2 W0+4 F0+4 F4+2");
+  check_complete ();
+  stop ();
+  end ();
+
+  begin (16 * MIB, 16 * MIB);
+  START (.commit_bytes = 8 * MIB);
+  pass_until (SECOND);
+  CHECK_STR (written_out.log, "");
+  check_complete ();
+  stop ();
+  end ();
+}
+
+/* What is hot will be read. */
+static void
+test_write_out_hot (void)
+{
+  struct gate gate;
+
+  begin (16 * MIB, 16 * MIB);
+  sim_hold (&backing.port, SIM_READ, 3 * MIB, &gate);
+  START (.nr_workers = 1, .image_fd = IMAGE_FD);
+  workers_settle ();
+  filler_hot (filler, SECTOR, 8 * MIB);
+  filler_hot (filler, SECTOR, 14 * MIB);
+  CHECK (keep (MIB, 4 * MIB));
+  gate_open (&gate);
+  pass_until (SECOND);
+  CHECK_STR (written_out.log, "B0+4 B5+3 W0+4 B10+2 W5+3 B12+2 W10+2 "
+                              "F0+4 F5+3 F10+2 F12+2");
+  check_complete ();
+  stop ();
+  end ();
+}
+
+static void
+test_write_out_by_all (void)
+{
+  begin (32 * MIB, 32 * MIB);
+  START (.commit_bytes = 8 * MIB, .image_fd = IMAGE_FD);
+  pass_until (SECOND);
+  CHECK_EQ (written_out.nr_begun, 32 * MIB);
+  CHECK (written_out.nr_waited_for >= (8 - NR_WORKERS) * 4 * MIB);
+  CHECK (written_out.nr_waited_for < 32 * MIB);
+  CHECK_EQ (written_out.nr_forgotten, 32 * MIB);
+  check_complete ();
+  stop ();
+  end ();
+}
+
+/* There are bounds to what is remembered to be forgotten. */
+static void
+test_write_out_much (void)
+{
+  const uint64_t size = 1100 * (uint64_t) MIB;
+
+  begin (size, 0);
+  backing_store.knows_holes = false;
+  image_store.discards = true;
+  START (.image_fd = IMAGE_FD);
+  pass_until (SECOND);
+  CHECK_EQ (nr_complete, 1);
+  CHECK_EQ (written_out.nr_begun, size);
+  CHECK_EQ (written_out.nr_forgotten, 1024 * (uint64_t) MIB);
+  stop ();
+  end ();
+}
+
 /* When it fails, or a commit does, the system may have in its memory alone
  * what is to be written again.
  */
@@ -1163,6 +1251,10 @@ main (void)
   test_rate (100 * KIB, MIB, 2 * MIB);
   test_busy ();
   test_commit_bytes ();
+  test_write_out ();
+  test_write_out_hot ();
+  test_write_out_by_all ();
+  test_write_out_much ();
   test_write_out_fails ();
   test_stop_at_once ();
   test_stop_in_step (false);
