@@ -189,6 +189,42 @@ disk_bit (uint64_t sector)
   return sim_store_byte (&metadata_store, offset) >> sector % 8 & 1;
 }
 
+/* What was last asked of the system to write out, and how often.  It fails
+ * once with ERR, unless 0; GATE, unless NULL, holds the first who comes.
+ */
+#define IMAGE_FD 4321
+static struct {
+  struct gate *gate;
+  int err;
+  uint64_t offset, count;
+  bool wait;
+  unsigned nr;
+} write_out;
+
+int __wrap_fd_write_out (int fd, uint64_t count, uint64_t offset, bool wait);
+
+/* The system takes what it could not write for written: as when a flush
+ * failed.
+ */
+int
+__wrap_fd_write_out (int fd, uint64_t count, uint64_t offset, bool wait)
+{
+  const int err = write_out.err;
+
+  CHECK_EQ (fd, IMAGE_FD);
+  write_out.count = count;
+  write_out.offset = offset;
+  write_out.wait = wait;
+  write_out.nr++;
+  if (write_out.gate)
+    gate_pass (write_out.gate);
+  if (err == 0)
+    return 0;
+  write_out.err = 0;
+  sim_fail (&image.port, SIM_FLUSH, 1, err, 0);
+  return image.image.ops->flush (&image.image);
+}
+
 /*--- Requests, here or in a worker. -----------------------------------*/
 
 enum kind {
@@ -205,6 +241,7 @@ enum kind {
   KEEP_NOW,   /* the same, if nobody has to be waited for */
   FILL,       /* one step */
   FILL_RANGE, /* all steps */
+  WRITE_OUT,  /* what is in memory; with flags, it is waited for */
   DROP,
 };
 
@@ -295,6 +332,10 @@ run (void *opaque)
     break;
   case FILL_RANGE:
     q->r = overlay_fill_range (ov, i, q->count, q->offset, &q->fault);
+    break;
+  case WRITE_OUT:
+    overlay_write_out (ov, IMAGE_FD, q->count, q->offset, q->flags);
+    q->r = 0;
     break;
   case DROP:
     q->r = overlay_drop_backing (ov, true) ? 0 : -1;
@@ -2910,6 +2951,237 @@ test_dropped_during_extents (void)
   end ();
 }
 
+/*--- What is written out as it is filled. -----------------------------*/
+
+/* After power failed all of NR_SECTORS reads as in the backing file. */
+static void
+check_base_after_crash (uint64_t nr_sectors)
+{
+  struct rng rng = { 9 };
+  unsigned i;
+
+  for (i = 0; i < 20; i++) {
+    struct sim_world after_world;
+    struct sim_store after;
+    uint64_t offset;
+
+    sim_world_init (&after_world);
+    sim_store_crash (&after, &after_world, &image_store, &rng);
+    for (offset = 0; offset < nr_sectors * SECTOR; offset++)
+      CHECK_EQ (sim_store_byte (&after, offset), base_byte (offset));
+    sim_store_clear (&after);
+    sim_world_clear (&after_world);
+  }
+}
+
+/* It is no flush, and no commit. */
+static void
+test_write_out (void)
+{
+  begin (16, 16 * SECTOR);
+  MUST (FILL_RANGE, .count = 8 * SECTOR);
+  sim_log_clear (&world);
+  write_out.nr = 0;
+  MUST (WRITE_OUT, .offset = SECTOR, .count = 7 * SECTOR);
+  CHECK_EQ (write_out.nr, 1);
+  CHECK (write_out.offset == SECTOR && write_out.count == 7 * SECTOR);
+  CHECK (!write_out.wait);
+  MUST (WRITE_OUT, .offset = 3 * SECTOR, .count = SECTOR, .flags = true);
+  CHECK_EQ (write_out.nr, 2);
+  CHECK (write_out.offset == 3 * SECTOR && write_out.count == SECTOR);
+  CHECK (write_out.wait);
+  CHECK_EQ (world.nr_events, 0);
+  CHECK (overlay_uncommitted (ov));
+  flush ();
+  CHECK_EQ (sim_log_count (&world, NULL, SIM_READ), 0);
+  MUST (FLUSH, .through = &other);
+  end ();
+}
+
+/* When it fails each client is told once, and what is not committed is read
+ * and written again before it is.
+ */
+static void
+test_write_out_fails (bool wait)
+{
+  begin (16, 16 * SECTOR);
+  image_store.track = image_store.forgets = true;
+  MUST (FILL_RANGE, .count = 4 * SECTOR);
+  flush ();
+  MUST (FILL_RANGE, .offset = 4 * SECTOR, .count = 4 * SECTOR);
+  write_out.err = EDQUOT;
+  MUST (WRITE_OUT, .count = 8 * SECTOR, .flags = wait);
+  CHECK_EQ (write_out.err, 0);
+  sim_log_clear (&world);
+  /* Which goes through the other image. */
+  sim_fail (&other.port, SIM_READ, 1, EREMOTEIO, 0);
+  MUST_FAIL (FAULT_IMAGE, EREMOTEIO, COMMIT);
+  CHECK (!disk_bit (4));
+  CHECK_EQ (metadata_ops (SIM_WRITE), 0);
+  MUST_FAIL (FAULT_IMAGE, EDQUOT, FLUSH);
+  CHECK_EQ (bytes_written (), 4 * SECTOR);
+  CHECK_EQ (sim_log_get (&world, &image.port, SIM_WRITE, 0).offset, 4 * SECTOR);
+  CHECK (sim_log_get (&world, &image.port, SIM_WRITE, 0).end <
+         sim_log_get (&world, &image.port, SIM_FLUSH, 0).begin);
+  CHECK (sim_log_get (&world, &image.port, SIM_FLUSH, 0).end <
+         sim_log_get (&world, &metadata.port, SIM_WRITE, 0).begin);
+  CHECK (disk_bit (4) && disk_bit (7));
+  check_base_after_crash (8);
+  flush ();
+  MUST_FAIL (FAULT_IMAGE, EDQUOT, FLUSH, .through = &other);
+  MUST (FLUSH, .through = &other);
+
+  /* All is on disk: that is known again after a commit. */
+  MUST (FILL_RANGE, .count = 16 * SECTOR);
+  flush ();
+  CHECK (overlay_stands_alone (ov));
+  write_out.err = EIO;
+  MUST (WRITE_OUT, .count = 8 * SECTOR, .flags = wait);
+  CHECK (!overlay_stands_alone (ov));
+  MUST (COMMIT);
+  CHECK (overlay_stands_alone (ov));
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH);
+  flush ();
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH, .through = &other);
+  end ();
+}
+
+/* The system's answer during a commit is the commit's. */
+static void
+test_write_out_during_commit (struct sim_image *file, enum sim_op op)
+{
+  struct request a = REQUEST (FLUSH);
+  struct gate gate;
+
+  begin (16, 16 * SECTOR);
+  MUST (FILL_RANGE, .count = 8 * SECTOR);
+  sim_hold (&file->port, op, SIM_ANYWHERE, &gate);
+  start (&a);
+  CHECK (is (&a, WORKER_HELD));
+  write_out.nr = 0;
+  MUST (WRITE_OUT, .count = 8 * SECTOR);
+  MUST (WRITE_OUT, .count = 8 * SECTOR, .flags = true);
+  CHECK_EQ (write_out.nr, 0);
+  gate_open (&gate);
+  finish (&a);
+  CHECK_EQ (a.r, 0);
+  sim_no_gates (&file->port);
+  MUST (WRITE_OUT, .count = 8 * SECTOR);
+  CHECK_EQ (write_out.nr, 1);
+  end ();
+}
+
+/* Q comes while writing out is under way, which fails or not, and WAITS. */
+static void
+write_out_race (struct request *q, int err, bool waits)
+{
+  struct request a = REQUEST (WRITE_OUT, .count = 8 * SECTOR, .flags = true);
+  struct gate gate = { .taken = false };
+
+  write_out.err = err;
+  write_out.gate = &gate;
+  start (&a);
+  CHECK (is (&a, WORKER_HELD));
+  write_out.gate = NULL;
+  start (q);
+  CHECK_EQ (is (q, WORKER_WAITING), waits);
+  CHECK_EQ (is (q, WORKER_DONE), !waits);
+  CHECK (!disk_bit (8));
+  gate_open (&gate);
+  finish (&a);
+  finish (q);
+}
+
+/* And a commit that begins meanwhile may have lost its answer to that. */
+static void
+test_commit_during_write_out (enum kind kind)
+{
+  struct request q = REQUEST (kind, .count = SECTOR, .offset = 12 * SECTOR,
+                              .flags = kind == WRITE ? IMAGE_FUA : 0);
+
+  begin (16, 16 * SECTOR);
+  image_store.track = image_store.forgets = true;
+  MUST (FILL_RANGE, .count = 12 * SECTOR);
+  write_out_race (&q, 0, true);
+  CHECK_EQ (q.r, 0);
+  CHECK (disk_bit (0) && disk_bit (8) && disk_bit (11));
+  CHECK (!overlay_uncommitted (ov));
+  end ();
+
+  begin (16, 16 * SECTOR);
+  image_store.track = image_store.forgets = true;
+  MUST (FILL_RANGE, .count = 12 * SECTOR);
+  write_out_race (&q, EIO, true);
+  CHECK (q.r == -1 && q.fault.part == FAULT_IMAGE && q.fault.err == EIO);
+  CHECK (!disk_bit (0) && !disk_bit (8) && !disk_bit (11));
+  sim_log_clear (&world);
+  MUST (COMMIT);
+  CHECK_EQ (image_ops (SIM_READ), 1);
+  CHECK (disk_bit (0) && disk_bit (8) && disk_bit (11));
+  check_base_after_crash (12);
+  if (kind == FLUSH) /* it was told */
+    flush ();
+  else
+    MUST_FAIL (FAULT_IMAGE, EIO, FLUSH);
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH, .through = &other);
+  end ();
+}
+
+/* The same when a flush has failed before: what is written again is written
+ * after that.
+ */
+static void
+test_rewrite_during_write_out (void)
+{
+  struct request q = REQUEST (COMMIT);
+
+  begin (16, 16 * SECTOR);
+  image_store.track = image_store.forgets = true;
+  MUST (FILL_RANGE, .count = 12 * SECTOR);
+  sim_fail (&other.port, SIM_FLUSH, 1, EIO, 0);
+  MUST_FAIL (FAULT_IMAGE, EIO, COMMIT);
+  sim_log_clear (&world);
+  write_out_race (&q, EIO, true);
+  CHECK_EQ (q.r, 0);
+  CHECK (disk_bit (0) && disk_bit (8) && disk_bit (11));
+  CHECK_EQ (image_ops (SIM_WRITE), 1);
+  /* The first flush is the one that stands for writing out. */
+  CHECK (sim_log_get (&world, &image.port, SIM_FLUSH, 0).end <
+         sim_log_get (&world, &other.port, SIM_READ, 0).begin);
+  check_base_after_crash (12);
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH);
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH, .through = &other);
+  end ();
+}
+
+/* What needs no commit does not wait for it; but a FUA write to what is on
+ * disk fails with it.
+ */
+static void
+test_fua_during_write_out (void)
+{
+  struct request a = REQUEST (WRITE, .count = SECTOR, .flags = IMAGE_FUA);
+  struct request q = REQUEST (FLUSH, .through = &other);
+  struct gate gate;
+
+  begin (16, 16 * SECTOR);
+  MUST (FILL_RANGE, .count = 8 * SECTOR);
+  flush ();
+  write_out_race (&q, 0, false);
+  CHECK_EQ (q.r, 0);
+
+  sim_hold (&image.port, SIM_WRITE, 0, &gate);
+  start (&a);
+  CHECK (is (&a, WORKER_HELD));
+  write_out.err = EIO;
+  MUST (WRITE_OUT, .count = 8 * SECTOR);
+  gate_open (&gate);
+  finish (&a);
+  CHECK (a.r == -1 && a.fault.part == FAULT_IMAGE && a.fault.err == EIO);
+  sim_no_gates (&image.port);
+  end ();
+}
+
 int
 main (void)
 {
@@ -2950,6 +3222,17 @@ main (void)
   test_drop_waits_for (FILL, SIM_READ);
   test_dropped_meanwhile ();
   test_dropped_during_extents ();
+  test_write_out ();
+  test_write_out_fails (false);
+  test_write_out_fails (true);
+  test_write_out_during_commit (&image, SIM_FLUSH);
+  test_write_out_during_commit (&metadata, SIM_WRITE);
+  test_write_out_during_commit (&metadata, SIM_FLUSH);
+  test_commit_during_write_out (FLUSH);
+  test_commit_during_write_out (COMMIT);
+  test_commit_during_write_out (WRITE);
+  test_rewrite_during_write_out ();
+  test_fua_during_write_out ();
   test_many_pages ();
   test_many_pages_tell_nothing ();
   test_many_extents (true);
