@@ -28,6 +28,14 @@ static unsigned nr_interrupted; /* so many of them fail with EINTR */
 static int last_mode;
 static int seek_data_err; /* fail, unless 0 */
 static unsigned nr_syncs;
+static int sync_range_err; /* fail, unless 0 */
+
+/* Of the last call: how much of what file, where; and how. */
+static struct call {
+  int fd;
+  uint64_t offset, count;
+  unsigned how;
+} synced, advised;
 
 ssize_t __real_pread (int fd, void *buf, size_t count, off_t offset);
 ssize_t __wrap_pread (int fd, void *buf, size_t count, off_t offset);
@@ -43,6 +51,10 @@ ssize_t __real_copy_file_range (int in, off_t *from, int out, off_t *to,
                                 size_t count, unsigned flags);
 ssize_t __wrap_copy_file_range (int in, off_t *from, int out, off_t *to,
                                 size_t count, unsigned flags);
+int __real_sync_file_range (int fd, off_t offset, off_t count, unsigned flags);
+int __wrap_sync_file_range (int fd, off_t offset, off_t count, unsigned flags);
+int __real_posix_fadvise (int fd, off_t offset, off_t count, int advice);
+int __wrap_posix_fadvise (int fd, off_t offset, off_t count, int advice);
 
 ssize_t
 __wrap_pread (int fd, void *buf, size_t count, off_t offset)
@@ -109,6 +121,24 @@ __wrap_fdatasync (int fd)
 {
   nr_syncs++;
   return __real_fdatasync (fd);
+}
+
+int
+__wrap_sync_file_range (int fd, off_t offset, off_t count, unsigned flags)
+{
+  synced = (struct call){ fd, offset, count, flags };
+  if (sync_range_err) {
+    errno = sync_range_err;
+    return -1;
+  }
+  return __real_sync_file_range (fd, offset, count, flags);
+}
+
+int
+__wrap_posix_fadvise (int fd, off_t offset, off_t count, int advice)
+{
+  advised = (struct call){ fd, offset, count, advice };
+  return __real_posix_fadvise (fd, offset, count, advice);
 }
 
 /*--- Reading and writing. ---------------------------------------------*/
@@ -573,6 +603,60 @@ test_copy (void)
   free (path);
 }
 
+/*--- Writing out, forgetting. -----------------------------------------*/
+
+static bool
+was_called (const struct call *c, int fd, uint64_t count, uint64_t offset,
+            unsigned how)
+{
+  return c->fd == fd && c->count == count && c->offset == offset &&
+         c->how == how;
+}
+
+static void
+test_write_out (void)
+{
+  static const int cannot[] = { EINVAL, ENOSYS, EOPNOTSUPP, ESPIPE };
+  static const int errs[] = { EIO, ENOSPC, EDQUOT };
+  static uint8_t out[64 * KIB], in[64 * KIB];
+  const int fd = open_file ();
+  int pipe_fds[2];
+  size_t i;
+
+  fill (out, sizeof out, 4);
+  CHECK_EQ (fd_write (fd, out, sizeof out, 0), 0);
+  CHECK_EQ (fd_write_out (fd, 32 * KIB, 8 * KIB, false), 0);
+  CHECK (was_called (&synced, fd, 32 * KIB, 8 * KIB, SYNC_FILE_RANGE_WRITE));
+  CHECK_EQ (fd_write_out (fd, 16 * KIB, 4 * KIB, true), 0);
+  CHECK (was_called (&synced, fd, 16 * KIB, 4 * KIB,
+                     SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
+                         SYNC_FILE_RANGE_WAIT_AFTER));
+  fd_forget (fd, 16 * KIB, 4 * KIB);
+  CHECK (was_called (&advised, fd, 16 * KIB, 4 * KIB, POSIX_FADV_DONTNEED));
+  CHECK_EQ (fd_read (fd, in, sizeof in, 0), 0);
+  CHECK (memcmp (in, out, sizeof in) == 0);
+
+  /* Where the system cannot do that it is no error. */
+  for (i = 0; i < ARRAY_SIZE (cannot); i++) {
+    sync_range_err = cannot[i];
+    CHECK_EQ (fd_write_out (fd, 16 * KIB, 0, i % 2), 0);
+  }
+  for (i = 0; i < ARRAY_SIZE (errs); i++) {
+    sync_range_err = errs[i];
+    CHECK_EQ (fd_write_out (fd, 16 * KIB, 0, i % 2), errs[i]);
+  }
+  sync_range_err = 0;
+  CHECK_EQ (pipe (pipe_fds), 0);
+  CHECK_EQ (fd_write_out (pipe_fds[1], 16 * KIB, 0, false), 0);
+  CHECK_EQ (fd_write_out (pipe_fds[1], 16 * KIB, 0, true), 0);
+  fd_forget (pipe_fds[1], 16 * KIB, 0);
+  close (pipe_fds[0]);
+  close (pipe_fds[1]);
+  close (fd);
+  CHECK_EQ (fd_write_out (fd, 16 * KIB, 0, true), EBADF);
+  fd_forget (fd, 16 * KIB, 0);
+}
+
 int
 main (void)
 {
@@ -587,6 +671,7 @@ main (void)
   test_holes ();
   test_zero_modes ();
   test_copy ();
+  test_write_out ();
   free (folder);
   return 0;
 }
