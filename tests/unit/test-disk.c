@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include "check.h"
@@ -394,6 +395,84 @@ test_close_backing (void)
   free (image_path);
 }
 
+/*--- The image, to be written to. -------------------------------------*/
+
+/* Open PATH with the image IMAGE, or none. */
+static struct disk *
+open_with_image (const char *image, bool read_only)
+{
+  const struct disk_options options = {
+    .read_only = read_only,
+    .image_path = image,
+  };
+  CLEANUP_FAILURE struct failure failure = { 0 };
+  struct disk *disk;
+
+  CHECK_EQ (disk_open (&disk, path, &options, &failure), 0);
+  return disk;
+}
+
+/* It is the file that is locked, also when another one has its name. */
+static void
+test_open_image (bool read_only)
+{
+  const int before = next_fd ();
+  char *image_path = scratch_path (folder, "image");
+  uint8_t buf[5 * SECTOR] = { 1 };
+  struct rlimit was, limit;
+  struct stat st, other;
+  struct disk *disk;
+  int fd, none;
+
+  make_file (path, 5);
+  scratch_file (image_path, buf, sizeof buf);
+  CHECK_EQ (stat (image_path, &st), 0);
+  disk = open_with_image (image_path, read_only);
+  make_file (new_path, 6);
+  CHECK_EQ (rename (new_path, image_path), 0);
+  CHECK_EQ (disk_open_image (disk, &fd), 0);
+  CHECK (fd != disk->image_fd);
+  CHECK_EQ (fstat (fd, &other), 0);
+  CHECK (same_file (&st, &other));
+  CHECK_EQ (fcntl (fd, F_GETFD), FD_CLOEXEC);
+  CHECK_EQ (fcntl (fd, F_GETFL) & O_ACCMODE, O_RDWR);
+  CHECK_EQ (fd_write (fd, "new", 3, 7), 0);
+  CHECK_EQ (fd_read (fd, buf, 10, 0), 0);
+  CHECK (buf[0] == 1 && memcmp (buf + 7, "new", 3) == 0);
+
+  CHECK_EQ (getrlimit (RLIMIT_NOFILE, &was), 0);
+  limit = was;
+  limit.rlim_cur = next_fd ();
+  CHECK_EQ (setrlimit (RLIMIT_NOFILE, &limit), 0);
+  CHECK_EQ (disk_open_image (disk, &none), EMFILE);
+  CHECK_EQ (setrlimit (RLIMIT_NOFILE, &was), 0);
+
+  /* It is the caller's. */
+  disk_close (disk);
+  CHECK_EQ (fd_read (fd, buf, 10, 0), 0);
+  CHECK_EQ (close (fd), 0);
+  free (image_path);
+  CHECK_EQ (next_fd (), before);
+}
+
+static void
+test_no_image (void)
+{
+  char *image_path = scratch_path (folder, "no-image");
+  struct disk *disk;
+  int fd = -1;
+
+  make_file (path, 5);
+  disk = open_with_image (image_path, false);
+  CHECK_EQ (disk_open_image (disk, &fd), ADDCOW_E_NO_IMAGE);
+  disk_close (disk);
+  disk = open_with_image (NULL, false);
+  CHECK_EQ (disk_open_image (disk, &fd), ADDCOW_E_NO_IMAGE);
+  CHECK_EQ (fd, -1);
+  disk_close (disk);
+  free (image_path);
+}
+
 int
 main (void)
 {
@@ -413,6 +492,9 @@ main (void)
   test_forgotten ();
   test_hints ();
   test_close_backing ();
+  test_open_image (false);
+  test_open_image (true);
+  test_no_image ();
   free (path);
   free (new_path);
   free (backing_path);
