@@ -4,12 +4,27 @@
 import statistics
 from dataclasses import dataclass
 
-# Names of servers: which is compared to which.
-PAIRS = {
-    "chain": ("chain-of-4", "chain-of-1"),
-    "nbd": ("addcow-nbd", "nbdkit-nbd"),
-}
 
+# --- Results of one server in one round. -----------------------------------
+#
+# "compared" are the values that are compared with those of another server,
+# the first of them to the goal.
+
+@dataclass
+class Requests:
+    requests: int
+    rate: float                 # requests a second
+    cpu: float                  # seconds of the server for a request
+
+    title = ("Requests a second, to the other of two servers (more is "
+             "better)")
+    compared = ("rate",)
+
+    def __str__(self):
+        return f"{self.rate:.0f}/s {self.cpu * 1e6:.1f}us"
+
+
+# --- Comparisons. ----------------------------------------------------------
 
 @dataclass
 class Ratios:
@@ -58,16 +73,37 @@ def limit_table(jobs, results, value):
     return table(rows)
 
 
-def pair_table(jobs, results):
-    rows = [["", "control/other", "pair", "", "goal"]]
+def pair_rows(job, rounds, servers):
+    one, other, control, *more = servers
+    kind = type(rounds[0][one])
+    for value in kind.compared:
+        noise = ratios(rounds, control, other, value)
+        label = f"{job.name} {value}" if kind.compared[1:] else job.name
+        r = ratios(rounds, one, other, value)
+        goal = verdict(r, noise, at_least=job.other) \
+            if value == kind.compared[0] else ""
+        yield [label, str(noise), f"{one}/{other}", str(r), goal]
+        for peer in more:
+            r = ratios(rounds, one, peer, value)
+            yield [label, "", f"{one}/{peer}", str(r), ""]
+
+
+def pair_report(jobs, results, pairs):
+    """PAIRS: the names of servers of each; see Bench.pairs."""
+    kinds = {}
     for job in jobs:
-        rounds = results[job.name]
-        one, other = PAIRS[job.pair]
-        noise = ratios(rounds, "control", other, "rate")
-        r = ratios(rounds, one, other, "rate")
-        rows.append([job.name, str(noise), f"{one}/{other}", str(r),
-                     verdict(r, noise, at_least=job.other)])
-    return table(rows)
+        kind = type(results[job.name][0][pairs[job.pair][0]])
+        kinds.setdefault(kind, []).append(job)
+    parts = []
+    for kind, those in kinds.items():
+        rows = [["", "control/other", "pair", "", "goal"]]
+        for job in those:
+            rows += pair_rows(job, results[job.name], pairs[job.pair])
+        parts += [kind.title, table(rows)]
+        for pair in sorted({job.pair for job in those}):
+            parts.append(absolute_table([j for j in those if j.pair == pair],
+                                        results, pairs[pair]))
+    return parts
 
 
 def peer_table(jobs, results, peers):
@@ -87,30 +123,30 @@ def peer_table(jobs, results, peers):
     return table(rows)
 
 
+def medians(results):
+    """A result that has the medians of the values of RESULTS."""
+    kind = type(results[0])
+    return kind(**{name: statistics.median(getattr(r, name) for r in results)
+                   for name in vars(results[0])})
+
+
 def absolute_table(jobs, results, servers):
     rows = [["", *servers]]
     for job in jobs:
-        cells = []
-        for s in servers:
-            rate = statistics.median(x[s].rate for x in results[job.name])
-            cpu = statistics.median(x[s].cpu for x in results[job.name])
-            cells.append(f"{rate:.0f}/s {cpu * 1e6:.1f}us")
-        rows.append([job.name, *cells])
+        rows.append([job.name, *(str(medians([x[s] for x in
+                                              results[job.name]]))
+                                 for s in servers)])
     return table(rows)
 
 
-def report(jobs, results):
+def report(jobs, results, pairs):
     in_pairs = [job for job in jobs if job.pair]
     others = [job for job in jobs if not job.pair]
     parts = ["Medians of the ratios within a round, [lowest highest]."]
     if others:
         parts += limit_report(others, results)
     if in_pairs:
-        parts += ["Requests a second, to the other of two servers (more is "
-                  "better)", pair_table(in_pairs, results)]
-    for pair in sorted({job.pair for job in in_pairs}):
-        parts.append(absolute_table([j for j in in_pairs if j.pair == pair],
-                                    results, [*PAIRS[pair], "control"]))
+        parts += pair_report(in_pairs, results, pairs)
     return "\n\n".join(parts)
 
 

@@ -4,7 +4,8 @@
 import contextlib
 import os
 
-from processes import Failure, make_sparse, run, serving
+from processes import Failure, cpu_seconds, make_sparse, remove, run, serving
+from report import Requests
 
 
 class Server:
@@ -33,9 +34,26 @@ class Server:
     def command(self, disk):
         raise NotImplementedError
 
-    def behind(self):
+    def behind(self, _disk):
         """What must run while this server does: a context."""
         return contextlib.nullcontext()
+
+    def ready(self, disk, process):
+        """Called when the server is up, before the load."""
+
+    def measure(self, job, seed):
+        """One of the results in report.py."""
+        b = self.bench
+        b.prepare_disk(self, job.disk)
+        with self.behind(job.disk), b.serve(self, job.disk) as process:
+            self.ready(job.disk, process)
+            before = cpu_seconds(process.pid)
+            side = b.load(job, seed)
+            cpu = cpu_seconds(process.pid) - before
+        if job.disk != "full":
+            remove(*self.files(job.disk))
+        n = side["total_ios"]
+        return Requests(n, side["iops"], cpu / n)
 
     def nbdkit(self, *args):
         return ["nbdkit", "--foreground", "--pidfile", self.bench.pid_file,
@@ -53,7 +71,7 @@ class Limit(Server):
     def command(self, disk):
         if disk == "base":
             return self.nbdkit("--filter=nofilter", "--readonly", "file",
-                               self.bench.base)
+                               self.bench.base_file(disk))
         return self.nbdkit("--filter=nofilter", "file",
                            self.file(disk, ".raw"))
 
@@ -73,7 +91,7 @@ class Addcow(Server):
         return [self.file(disk, ".add-cow"), self.file(disk, ".raw")]
 
     def make_disk(self, disk):
-        run(self.img, "create", "-q", "-b", self.bench.base,
+        run(self.img, "create", "-q", "-b", self.bench.base_file(disk),
             self.file(disk, ".add-cow"))
 
     def command(self, disk):
@@ -94,7 +112,7 @@ class Chain(Addcow):
                 for i in range(self.length) for suffix in ("raw", "add-cow")]
 
     def make_disk(self, disk):
-        below, kind = self.bench.base, "raw"
+        below, kind = self.bench.base_file(disk), "raw"
         for path in self.files(disk)[1::2]:
             run(self.img, "create", "-q", "-b", below, "-F", kind, path)
             below, kind = path, "add-cow"
@@ -110,11 +128,11 @@ class BaseServer:
     def base_uri(self):
         return f"nbd+unix:///?socket={self.bench.base_socket}"
 
-    def behind(self):
+    def behind(self, disk):
         b = self.bench
         return serving(["nbdkit", "--foreground", "--pidfile",
                         b.base_pid_file, "--unix", b.base_socket,
-                        "--readonly", "file", b.base],
+                        "--readonly", "file", b.base_file(disk)],
                        b.base_socket, b.base_pid_file, b.base_log_file,
                        b.folder)
 
@@ -147,7 +165,13 @@ class Cow(Server):
         pass
 
     def command(self, disk):
-        return self.nbdkit("--filter=cow", "file", self.bench.base)
+        return self.nbdkit("--filter=cow", "file",
+                           self.bench.base_file(disk))
+
+    def ready(self, disk, process):
+        if disk == "full":
+            self.bench.write_all()
+            os.sync()
 
 
 class Qcow2(Server):
@@ -164,7 +188,7 @@ class Qcow2(Server):
         if self.data_file:
             options = ["-o", f"data_file={self.file(disk, '.data')}"]
         run("qemu-img", "create", "-q", "-f", "qcow2", "-b",
-            self.bench.base, "-F", "raw", *options,
+            self.bench.base_file(disk), "-F", "raw", *options,
             self.file(disk, ".qcow2"))
 
     def command(self, disk):
