@@ -3,12 +3,16 @@
 
 import contextlib
 import ctypes
+import mmap
 import os
+import random
+import resource
 import signal
 import subprocess
 import time
 
 MIB = 1024 * 1024
+GIB = 1024 * MIB
 
 
 class Failure(Exception):
@@ -25,23 +29,78 @@ def run(*command):
     return done.stdout
 
 
+def run_timed(*commands):
+    """Run COMMANDS one after the other; return the seconds that took, and
+    those of CPU time."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.monotonic()
+    for command in commands:
+        run(*command)
+    seconds = time.monotonic() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, (after.ru_utime + after.ru_stime -
+                     before.ru_utime - before.ru_stime)
+
+
 def make_sparse(path, size):
     with open(path, "wb") as f:
         f.truncate(size)
 
 
-def make_random(path, size):
+def make_random(path, size, pieces=None):
+    """Make a file with random data in PIECES, (offset, length) in whole
+    MiB, or everywhere; the rest are holes."""
     with open(path, "wb") as f:
-        for offset in range(0, size, MIB):
-            f.write(os.urandom(min(MIB, size - offset)))
+        f.truncate(size)
+        for offset, length in pieces or [(0, size)]:
+            f.seek(offset)
+            for _ in range(0, length, MIB):
+                f.write(os.urandom(MIB))
         os.fsync(f.fileno())
+
+
+def half(size):
+    """Pieces for make_random: data and holes in turn, each 1 to 8 MiB."""
+    draw = random.Random(size)  # the same in all rounds and runs
+    offset = 0
+    while offset < size:
+        length = min(draw.randint(1, 8) * MIB, size - offset)
+        yield offset, length
+        offset += length + draw.randint(1, 8) * MIB
+
+
+def data_pieces(fd):
+    """What of an open file is no hole: (offset, end) of each piece."""
+    end = 0
+    with contextlib.suppress(OSError):          # ENXIO: no more data
+        while True:
+            offset = os.lseek(fd, end, os.SEEK_DATA)
+            end = os.lseek(fd, offset, os.SEEK_HOLE)
+            yield offset, end
+
+
+def data_size(path):
+    with open(path, "rb", buffering=0) as f:
+        return sum(end - offset for offset, end in data_pieces(f.fileno()))
 
 
 def read_into_cache(path):
     buf = bytearray(MIB)
     with open(path, "rb", buffering=0) as f:
-        while f.readinto(buf):
-            pass
+        for offset, end in data_pieces(f.fileno()):
+            f.seek(offset)
+            while f.tell() < end and f.readinto(buf):
+                pass
+
+
+def touch_memory(size):
+    """Have memory that is free and was in use just now.
+
+    A page that was never used, or not for long, may have to come from a
+    hypervisor first, which can take longer than filling it.
+    """
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    mmap.mmap(-1, size, flags=flags).close()
 
 
 def remove(*paths):
@@ -58,6 +117,22 @@ def cpu_seconds(pid):
     if r != 0:
         raise Failure(f"clock_getcpuclockid: {os.strerror(r)}")
     return time.clock_gettime(clock.value)
+
+
+def logged(log_file, text):
+    with open(log_file, encoding="utf-8", errors="replace") as f:
+        return text in f.read()
+
+
+def wait_for_log(server, log_file, text, seconds):
+    """Wait until SERVER, which is running, has logged TEXT."""
+    give_up = time.monotonic() + seconds
+    while not logged(log_file, text):
+        if server.poll() is not None or time.monotonic() > give_up:
+            with open(log_file, encoding="utf-8", errors="replace") as f:
+                raise Failure(f"{' '.join(server.args)}: did not log "
+                              f"\"{text}\"\n{f.read()}".rstrip())
+        time.sleep(0.005)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,19 @@ class Requests:
         return f"{self.rate:.0f}/s {self.cpu * 1e6:.1f}us"
 
 
+@dataclass
+class Copied:
+    seconds: float
+    rate: float                 # MiB of data, without holes, a second
+    cpu: float                  # seconds of CPU time for all
+
+    title = "Speed of filling, to that of copying (more is better)"
+    compared = ("rate",)
+
+    def __str__(self):
+        return f"{self.rate:.0f}MiB/s {self.cpu:.2f}s"
+
+
 # --- Comparisons. ----------------------------------------------------------
 
 @dataclass

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What fills an image, and commands that copy a disk without an overlay."""
+
+import os
+import time
+
+from processes import (MIB, Failure, cpu_seconds, data_size, remove,
+                       run_timed, touch_memory, wait_for_log)
+from report import Copied
+from servers import Addcow, AddcowNbd, BaseServer, Server
+
+HYDRATE = "addcow-hydrate=true"
+STANDS_ALONE = "stands alone"
+
+# Filling that is slower than this has stopped.
+SLOWEST = 10 * MIB
+
+
+def wait_until_alone(bench, disk, process):
+    seconds = 60 + data_size(bench.base_file(disk)) / SLOWEST
+    wait_for_log(process, bench.log_file, STANDS_ALONE, seconds)
+
+
+# --- Copies: how long until all of it is in a file. ------------------------
+
+def measure_copy(server, job):
+    """What server.copy takes, which copies once and returns the seconds
+    that took, and those of CPU time."""
+    bench = server.bench
+    bench.prepare_disk(server, job.disk)
+    size = data_size(bench.base_file(job.disk))
+    touch_memory(size + size // 8)
+    seconds, cpu = server.copy(job.disk)
+    # The next one is not to find this one's data on the way to the disk.
+    remove(*server.files(job.disk))
+    os.sync()
+    return Copied(seconds, size / MIB / seconds, cpu)
+
+
+class Copying(Server):
+    """Commands that copy a disk to a new file; not a server."""
+
+    def __init__(self, name, bench, *commands):
+        super().__init__(name, bench)
+        self.commands = commands
+
+    def files(self, disk):
+        return [self.file(disk, ".copy")]
+
+    def make_disk(self, disk):
+        pass
+
+    def command(self, disk):
+        raise Failure(f"{self.name} is not a server")
+
+    def words(self, disk):
+        """What stands for {WORD} in the commands."""
+        return {"base": self.bench.base_file(disk),
+                "copy": self.file(disk, ".copy")}
+
+    def copy(self, disk):
+        words = self.words(disk)
+        with self.behind(disk):
+            return run_timed(*[[arg.format(**words) for arg in command]
+                               for command in self.commands])
+
+    def measure(self, job, seed):
+        return measure_copy(self, job)
+
+
+class CopyingNbd(BaseServer, Copying):
+    def words(self, disk):
+        return {**super().words(disk), "uri": self.base_uri()}
+
+
+class Streaming(Addcow):
+    def copy(self, disk):
+        return run_timed([self.img, "stream", "-q",
+                          self.file(disk, ".add-cow")])
+
+    def measure(self, job, seed):
+        return measure_copy(self, job)
+
+
+class Hydrating(Addcow):
+    def copy(self, disk):
+        with self.behind(disk):
+            start = time.monotonic()
+            with self.bench.serve(self, disk, HYDRATE) as process:
+                wait_until_alone(self.bench, disk, process)
+                seconds = time.monotonic() - start
+                return seconds, cpu_seconds(process.pid)
+
+    def measure(self, job, seed):
+        return measure_copy(self, job)
+
+
+class HydratingNbd(Hydrating, AddcowNbd):
+    pass
