@@ -4,9 +4,10 @@
 import os
 import time
 
-from processes import (MIB, Failure, cpu_seconds, data_size, remove,
-                       run_timed, touch_memory, wait_for_log)
-from report import Copied
+from processes import (MIB, Failure, cpu_seconds, data_size, logged,
+                       peak_memory, remove, run_timed, touch_memory,
+                       wait_for_log)
+from report import Copied, Latency, Memory
 from servers import Addcow, AddcowNbd, BaseServer, Server
 
 HYDRATE = "addcow-hydrate=true"
@@ -14,6 +15,9 @@ STANDS_ALONE = "stands alone"
 
 # Filling that is slower than this has stopped.
 SLOWEST = 10 * MIB
+
+# How much a client reads where the server's memory is measured.
+CLIENT_READS = 256 * MIB
 
 
 def wait_until_alone(bench, disk, process):
@@ -97,3 +101,58 @@ class Hydrating(Addcow):
 
 class HydratingNbd(Hydrating, AddcowNbd):
     pass
+
+
+# --- What filling does to a server and its clients. ------------------------
+
+class Reading(Addcow):
+    """How long a client waits while an overlay is filled, or is not."""
+
+    def __init__(self, name, bench, build, hydrate):
+        super().__init__(name, bench, build)
+        self.hydrate = hydrate
+        self.switch = os.path.join(bench.run_folder, "hydrate")
+
+    def measure(self, job, seed):
+        b = self.bench
+        b.prepare_disk(self, job.disk)
+        if job.disk == "long-written":
+            with b.serve(self, job.disk):
+                b.write_all(job.disk)
+            os.sync()
+        # Filled from when the client begins, or it might be over by then;
+        # what is measured comes after, for it may begin a second late.
+        more = {"ramp_time": 1}
+        if self.hydrate:
+            more["exec_prerun"] = f"touch {self.switch}"
+        with b.serve(self, job.disk, f"addcow-hydrate={self.switch}"):
+            side = b.load(job, seed, **more)
+            if logged(b.log_file, STANDS_ALONE):
+                raise Failure(f"{job.name}: filled before reading was over, "
+                              "see --fill-size")
+        remove(self.switch, *self.files(job.disk))
+        os.sync()
+        times = side["clat_ns"]["percentile"]
+        return Latency(side["total_ios"], times["50.000000"] / 1000,
+                       times["99.000000"] / 1000)
+
+
+class Remembering(Addcow):
+    """How much memory a server has at most, that fills or does not."""
+
+    def __init__(self, name, bench, build, hydrate):
+        super().__init__(name, bench, build)
+        self.hydrate = [HYDRATE] if hydrate else []
+
+    def measure(self, job, seed):
+        b = self.bench
+        b.prepare_disk(self, job.disk)
+        with b.serve(self, job.disk, *self.hydrate) as process:
+            size = min(CLIENT_READS, b.part(job.disk)[1])
+            b.fio(rw="read", bs=256 * 1024, iodepth=8, size=size)
+            if self.hydrate:
+                wait_until_alone(b, job.disk, process)
+            peak = peak_memory(process.pid)
+        remove(*self.files(job.disk))
+        os.sync()
+        return Memory(peak / MIB)

@@ -13,16 +13,17 @@ import time
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
+TIB = 1024 * GIB
 
 
 class Failure(Exception):
     """What the user is told when something could not be run."""
 
 
-def run(*command):
+def run(*command, folder=None):
     """Run COMMAND to its end; return what it printed."""
     done = subprocess.run(command, stdin=subprocess.DEVNULL, text=True,
-                          capture_output=True, check=False)
+                          capture_output=True, check=False, cwd=folder)
     if done.returncode != 0:
         raise Failure(f"{' '.join(command)}: exit status {done.returncode}\n"
                       f"{done.stderr or done.stdout}".rstrip())
@@ -67,6 +68,12 @@ def half(size):
         length = min(draw.randint(1, 8) * MIB, size - offset)
         yield offset, length
         offset += length + draw.randint(1, 8) * MIB
+
+
+def scattered(size):
+    """Pieces for make_random: 64 of 4 MiB, far apart."""
+    for offset in range(0, size, size // 64):
+        yield offset, 4 * MIB
 
 
 def data_pieces(fd):
@@ -117,6 +124,13 @@ def cpu_seconds(pid):
     if r != 0:
         raise Failure(f"clock_getcpuclockid: {os.strerror(r)}")
     return time.clock_gettime(clock.value)
+
+
+def peak_memory(pid):
+    """The most that a process ever had in memory, in bytes."""
+    with open(f"/proc/{pid}/status", encoding="utf-8") as f:
+        return next(int(line.split()[1]) * 1024 for line in f
+                    if line.startswith("VmHWM:"))
 
 
 def logged(log_file, text):

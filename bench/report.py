@@ -8,7 +8,7 @@ from dataclasses import dataclass
 # --- Results of one server in one round. -----------------------------------
 #
 # "compared" are the values that are compared with those of another server,
-# the first of them to the goal.
+# the first of them to the goal; "differs": by their difference, not ratio.
 
 @dataclass
 class Requests:
@@ -19,6 +19,7 @@ class Requests:
     title = ("Requests a second, to the other of two servers (more is "
              "better)")
     compared = ("rate",)
+    differs = False
 
     def __str__(self):
         return f"{self.rate:.0f}/s {self.cpu * 1e6:.1f}us"
@@ -32,9 +33,38 @@ class Copied:
 
     title = "Speed of filling, to that of copying (more is better)"
     compared = ("rate",)
+    differs = False
 
     def __str__(self):
         return f"{self.rate:.0f}MiB/s {self.cpu:.2f}s"
+
+
+@dataclass
+class Latency:
+    requests: int
+    p50: float                  # us
+    p99: float
+
+    title = ("Latency while the image is filled, to that without (less is "
+             "better)")
+    compared = ("p50", "p99")
+    differs = False
+
+    def __str__(self):
+        return f"{self.p50:.1f}us {self.p99:.1f}us"
+
+
+@dataclass
+class Memory:
+    peak: float                 # MiB
+
+    title = ("Server's memory when the image was filled, less that without, "
+             "in MiB (less is better)")
+    compared = ("peak",)
+    differs = True
+
+    def __str__(self):
+        return f"{self.peak:.1f}MiB"
 
 
 # --- Comparisons. ----------------------------------------------------------
@@ -44,16 +74,26 @@ class Ratios:
     median: float
     low: float
     high: float
-    stray: float                # the median of the distances from 1
+    stray: float                # median of the distances from no difference
 
     def __str__(self):
         return f"{self.median:.3f} [{self.low:.3f} {self.high:.3f}]"
 
 
+def spread(values, nothing):
+    """NOTHING is the value of no difference."""
+    return Ratios(statistics.median(values), min(values), max(values),
+                  statistics.median(abs(x - nothing) for x in values))
+
+
 def ratios(rounds, of, to, value):
-    r = [getattr(x[of], value) / getattr(x[to], value) for x in rounds]
-    return Ratios(statistics.median(r), min(r), max(r),
-                  statistics.median(abs(x - 1) for x in r))
+    return spread([getattr(x[of], value) / getattr(x[to], value)
+                   for x in rounds], 1)
+
+
+def differences(rounds, of, to, value):
+    return spread([getattr(x[of], value) - getattr(x[to], value)
+                   for x in rounds], 0)
 
 
 def verdict(r, noise, at_least=0.0, at_most=0.0):
@@ -89,15 +129,16 @@ def limit_table(jobs, results, value):
 def pair_rows(job, rounds, servers):
     one, other, control, *more = servers
     kind = type(rounds[0][one])
+    compare = differences if kind.differs else ratios
     for value in kind.compared:
-        noise = ratios(rounds, control, other, value)
+        noise = compare(rounds, control, other, value)
         label = f"{job.name} {value}" if kind.compared[1:] else job.name
-        r = ratios(rounds, one, other, value)
-        goal = verdict(r, noise, at_least=job.other) \
+        r = compare(rounds, one, other, value)
+        goal = verdict(r, noise, at_least=job.other, at_most=job.most) \
             if value == kind.compared[0] else ""
         yield [label, str(noise), f"{one}/{other}", str(r), goal]
         for peer in more:
-            r = ratios(rounds, one, peer, value)
+            r = compare(rounds, one, peer, value)
             yield [label, "", f"{one}/{peer}", str(r), ""]
 
 

@@ -170,7 +170,7 @@ class Cow(Server):
 
     def ready(self, disk, process):
         if disk == "full":
-            self.bench.write_all()
+            self.bench.write_all(disk)
             os.sync()
 
 
