@@ -5,8 +5,8 @@ import os
 import time
 
 from processes import (MIB, Failure, cpu_seconds, data_size, logged,
-                       peak_memory, remove, run_timed, touch_memory,
-                       wait_for_log)
+                       peak_memory, read_into_cache, remove, run, run_timed,
+                       touch_memory, wait_for_log)
 from report import Copied, Latency, Memory
 from servers import Addcow, AddcowNbd, BaseServer, Server
 
@@ -156,3 +156,44 @@ class Remembering(Addcow):
         remove(*self.files(job.disk))
         os.sync()
         return Memory(peak / MIB)
+
+
+# --- An image that stands alone. -------------------------------------------
+
+class StandAlone(Addcow):
+    """A server that filled the image before it is loaded.
+
+    The image is kept and filled again, in place: the servers that it is
+    compared with have the very same file.
+    """
+    def files(self, disk):
+        return [self.file(disk, ".add-cow")]
+
+    def make_disk(self, disk):
+        run(self.img, "create", "-q", "-b", self.bench.base_file(disk), "-i",
+            self.bench.alone, self.file(disk, ".add-cow"))
+
+    def command(self, disk):
+        return [*super().command(disk), HYDRATE]
+
+    def ready(self, disk, process):
+        wait_until_alone(self.bench, disk, process)
+        # What fills an image has it written out and dropped.
+        read_into_cache(self.bench.alone)
+
+
+class Alone(Server):
+    """nbdkit without an overlay on the same image."""
+
+    def __init__(self, name, bench, *filters):
+        super().__init__(name, bench)
+        self.filters = filters
+
+    def files(self, disk):
+        return []
+
+    def make_disk(self, disk):
+        pass
+
+    def command(self, disk):
+        return self.nbdkit(*self.filters, "file", self.bench.alone)
