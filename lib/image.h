@@ -92,6 +92,11 @@ struct image {
   _Atomic uint64_t nr_failures_told;
   bool inherits_failures;
 
+  /* Set before it is attached: nobody is told what fails through it, and so
+   * somebody else is told in its stead.
+   */
+  bool no_client;
+
   /* Writes under way that hold no range, see overlay.h. */
   _Atomic unsigned nr_unlocked;
 };

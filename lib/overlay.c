@@ -249,11 +249,18 @@ flush_image (struct overlay *ov, struct image *image)
   return r;
 }
 
-/* Who took the place of somebody that was not told is told now. */
+/* Who took the place of somebody that was not told, or that no client has,
+ * is told now, of NR_FAILURES.
+ */
 static void
-told_heir (struct overlay *ov, struct image *image)
+told_heir (struct overlay *ov, struct image *image, uint64_t nr_failures)
 {
+  struct image *i;
+
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&ov->images_lock);
+  for (i = ov->images; i; i = i->next)
+    if (i->no_client)
+      i->nr_failures_told = MAX (i->nr_failures_told, nr_failures);
   if (image->inherits_failures)
     ov->nr_failures_untold = UINT64_MAX;
   image->inherits_failures = false;
@@ -274,7 +281,7 @@ tell_failures (struct overlay *ov, struct image *image, const struct outcome *o,
                                         o->nr_failures))
     ;
   if (untold)
-    told_heir (ov, image);
+    told_heir (ov, image, o->nr_failures);
   if (o->r == -1)
     *fault = o->fault;
   else if (untold)
@@ -699,18 +706,33 @@ overlay_detach (struct overlay *ov, struct image *image, struct fault *fault)
 }
 
 /* Let others know of new bits; bound how many there can be. */
+static void
+tell_dirty (struct overlay *ov, bool first)
+{
+  if (first && ov->hooks.dirty)
+    ov->hooks.dirty (ov->hooks.opaque);
+}
+
 static int
 after_map_set (struct overlay *ov, struct image *image, bool first,
                struct fault *fault)
 {
-  if (first && ov->hooks.dirty)
-    ov->hooks.dirty (ov->hooks.opaque);
+  tell_dirty (ov, first);
   if (map_nr_uncommitted_pages (ov->map) > MAX_UNCOMMITTED_PAGES)
     return commit_quietly (ov, image, fault);
   return 0;
 }
 
 /*--- The backing file, and its end. -----------------------------------*/
+
+static void
+backing_leave (struct overlay *ov)
+{
+  if (--ov->nr_in_backing > 0 || !ov->backing_dropped)
+    return;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&ov->backing_lock);
+  pthread_cond_broadcast (&ov->backing_idle);
+}
 
 /* Begin to use the backing file for a sector that was not allocated.  False:
  * it was dropped meanwhile, and all sectors are allocated.
@@ -721,17 +743,8 @@ backing_enter (struct overlay *ov)
   ov->nr_in_backing++;
   if (!ov->backing_dropped)
     return true;
-  ov->nr_in_backing--;
+  backing_leave (ov);
   return false;
-}
-
-static void
-backing_leave (struct overlay *ov)
-{
-  if (--ov->nr_in_backing > 0 || !ov->backing_dropped)
-    return;
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&ov->backing_lock);
-  pthread_cond_broadcast (&ov->backing_idle);
 }
 
 void
@@ -746,7 +759,12 @@ overlay_interrupt (struct overlay *ov)
 bool
 overlay_drop_backing (struct overlay *ov, bool wait)
 {
-  ov->backing_dropped = true;
+  /* Who reads it still reads in vain, and looks again when that fails. */
+  ov->nr_in_backing++;
+  if (!atomic_exchange (&ov->backing_dropped, true))
+    backing_interrupt (ov->backing);
+  backing_leave (ov);
+
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&ov->backing_lock);
   while (wait && ov->nr_in_backing > 0)
     pthread_cond_wait (&ov->backing_idle, &ov->backing_lock);
@@ -813,6 +831,8 @@ overlay_read (struct overlay *ov, struct image *image, void *buf, size_t count,
     else {
       r = backing_read (ov->backing, buf, n, offset);
       backing_leave (ov);
+      if (r && ov->backing_dropped)
+        continue;
       if (r)
         return set_fault (fault, FAULT_BACKING, r);
       if (ov->hooks.missed)
@@ -848,6 +868,8 @@ overlay_cache (struct overlay *ov, struct image *image, uint64_t count,
     else {
       r = backing_cache (ov->backing, n, offset);
       backing_leave (ov);
+      if (r && ov->backing_dropped)
+        continue;
       if (r)
         return set_fault (fault, FAULT_BACKING, r);
     }
@@ -1218,6 +1240,8 @@ extents_of_piece (struct overlay *ov, struct image *image, bool allocated,
       r = backing_extents (ov->backing, end - j->offset, j->offset, joiner_add,
                            j);
       backing_leave (ov);
+      if (r > 0 && ov->backing_dropped)
+        r = 0;
     }
     else
       allocated = true;
@@ -1265,7 +1289,7 @@ overlay_extents (struct overlay *ov, struct image *image, uint64_t count,
 
 /* How much is made zero at once, where that is fast and where it is not. */
 #define MAX_FAST_ZERO (64 * 1024 * 1024)
-#define MAX_SLOW_ZERO (1024 * 1024)
+#define MAX_SLOW_ZERO (16 * 1024 * 1024)
 
 /* Bring clear sectors to the image, in the range that is held. */
 struct filling {
@@ -1384,7 +1408,11 @@ fill_sectors (const struct filling *f, uint64_t count, bool wait,
     return 0;
   r = fill_held (f, sector, nr_sectors, &first, fault);
   range_release (&f->ov->first_touch, &range);
-  return r == -1 ? -1 : after_map_set (f->ov, f->image, first, fault);
+  if (r == -1) {
+    tell_dirty (f->ov, first);
+    return -1;
+  }
+  return after_map_set (f->ov, f->image, first, fault);
 }
 
 int
@@ -1563,6 +1591,10 @@ overlay_fill (struct overlay *ov, struct image *image, void *buf,
     return 0;
   r = fill_part (&f, buf, buf_bytes, filled, fault);
   backing_leave (ov);
+  if (r == -1 && fault->part == FAULT_BACKING && ov->backing_dropped) {
+    filled->was_allocated = true;
+    return 0;
+  }
   return r;
 }
 

@@ -1152,6 +1152,18 @@ test_failures_are_told (void)
   /* All were told. */
   overlay_attach (ov, &other.image);
   MUST (FLUSH, .through = &other);
+
+  /* Nobody can be told by way of what no client has: who comes later is not,
+   * when somebody was.
+   */
+  CHECK_EQ (overlay_detach (ov, &other.image, &fault), 0);
+  third.image.no_client = true;
+  overlay_attach (ov, &third.image);
+  sim_fail (&image.port, SIM_FLUSH, 1, EIO, 0);
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH);
+  overlay_attach (ov, &other.image);
+  MUST (FLUSH, .through = &other);
+  CHECK_EQ (overlay_detach (ov, &third.image, &fault), 0);
   end ();
 }
 
@@ -2358,24 +2370,25 @@ test_fill_zeroes (void)
   const uint64_t begin_hole = 64 * SECTOR;
 
   /* Great pieces where that is fast, else small ones. */
-  begin (66 * mib / SECTOR, 66 * mib);
-  fill_step (66 * mib - begin_hole, begin_hole, 64 * mib, false, false);
+  begin (84 * mib / SECTOR, 84 * mib);
+  fill_step (84 * mib - begin_hole, begin_hole, 64 * mib, false, false);
   CHECK_EQ (image_ops (SIM_ZERO), 1);
   CHECK_EQ (sim_log_get (&world, &image.port, SIM_ZERO, 0).flags,
             IMAGE_MAY_TRIM | IMAGE_FAST);
   image.port.slow_zero = true;
-  fill_step (2 * mib - begin_hole, 64 * mib + begin_hole, mib, false, false);
+  fill_step (20 * mib - begin_hole, 64 * mib + begin_hole, 16 * mib, false,
+             false);
   CHECK_EQ (image_ops (SIM_ZERO), 3);
   CHECK_EQ (sim_log_get (&world, &image.port, SIM_ZERO, 1).flags,
             IMAGE_MAY_TRIM | IMAGE_FAST);
   CHECK_EQ (sim_log_get (&world, &image.port, SIM_ZERO, 2).flags,
             IMAGE_MAY_TRIM);
-  CHECK_EQ (count_of (SIM_ZERO, 2), mib);
+  CHECK_EQ (count_of (SIM_ZERO, 2), 16 * mib);
   CHECK_EQ (backing_reads (), 0);
   CHECK_EQ (image_ops (SIM_WRITE), 0);
-  CHECK (!is_allocated ((65 * mib + begin_hole) / SECTOR));
-  CHECK (is_allocated ((65 * mib + begin_hole) / SECTOR - 1));
-  MUST (FILL_RANGE, .count = 66 * mib);
+  CHECK (!is_allocated ((80 * mib + begin_hole) / SECTOR));
+  CHECK (is_allocated ((80 * mib + begin_hole) / SECTOR - 1));
+  MUST (FILL_RANGE, .count = 84 * mib);
   flush ();
   CHECK (overlay_stands_alone (ov));
   end ();
@@ -2800,6 +2813,48 @@ stand_alone (void)
   CHECK (overlay_stands_alone (ov));
 }
 
+/* A fill that fails has filled something before: that is to be committed. */
+static void
+test_failed_fill_is_dirty (void)
+{
+  begin (3, 3 * SECTOR);
+  write_to (SECTOR, SECTOR, 1);
+  flush ();
+  nr_dirty = 0;
+  sim_fail (&image.port, SIM_WRITE, 2, ENOSPC, 0);
+  MUST_FAIL (FAULT_IMAGE, ENOSPC, KEEP, .count = 3 * SECTOR);
+  CHECK_EQ (nr_dirty, 1);
+  MUST (COMMIT);
+  CHECK (disk_bit (0) && !disk_bit (2));
+  end ();
+}
+
+/* A read that fails when nobody needs the backing file any more has what it
+ * wants in the image.
+ */
+static void
+test_dropped_in_reading (void)
+{
+  struct request a = REQUEST (READ, .count = SECTOR);
+  struct request c = REQUEST (DROP);
+  struct gate gate;
+
+  begin (16, 16 * SECTOR);
+  sim_hold (&backing.port, SIM_READ, 0, &gate);
+  sim_fail (&backing.port, SIM_READ, 1, EIO, 0);
+  start (&a);
+  CHECK (is (&a, WORKER_HELD));
+  stand_alone ();
+  start (&c);
+  CHECK (is (&c, WORKER_WAITING));
+  gate_open (&gate);
+  finish (&a);
+  finish (&c);
+  CHECK (a.r == 0 && c.r == 0);
+  CHECK_EQ (a.buf[7], base_byte (7));
+  end ();
+}
+
 /* Who is in the backing file is waited for; who comes is not in it. */
 static void
 test_drop_waits (void)
@@ -3215,6 +3270,8 @@ main (void)
   test_fill_races ();
   test_fill_at_a_time ();
   test_keep_now ();
+  test_failed_fill_is_dirty ();
+  test_dropped_in_reading ();
   test_drop_waits ();
   test_drop_waits_for (EXTENTS, SIM_EXTENTS);
   test_drop_waits_for (CACHE, SIM_CACHE);
