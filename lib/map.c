@@ -86,9 +86,40 @@ struct map {
   struct page **frozen;
   uint64_t nr_frozen;
   uint64_t *frozen_words;
+  uint64_t nr_frozen_words; /* pages of them */
 
   _Atomic (struct chunk *) chunks[];
 };
+
+/* From so many pages on they are mapped: large blocks that are freed stay
+ * with malloc, once for each thread that commits.
+ */
+#define MIN_MAPPED_PAGES 32
+
+static uint64_t *
+words_alloc (uint64_t nr_pages)
+{
+  void *p;
+
+  if (nr_pages < MIN_MAPPED_PAGES)
+    return malloc (nr_pages * PAGE_BYTES);
+  p = mmap (NULL, nr_pages * PAGE_BYTES, PROT_READ | PROT_WRITE,
+            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return p == MAP_FAILED ? NULL : p;
+}
+
+static void
+free_frozen (struct map *map)
+{
+  free (map->frozen);
+  if (map->frozen_words && map->nr_frozen_words >= MIN_MAPPED_PAGES)
+    munmap (map->frozen_words, map->nr_frozen_words * PAGE_BYTES);
+  else
+    free (map->frozen_words);
+  map->frozen = NULL;
+  map->frozen_words = NULL;
+  map->nr_frozen = map->nr_frozen_words = 0;
+}
 
 int
 map_open (struct map **ret, struct image *metadata, uint64_t size_bytes)
@@ -131,8 +162,7 @@ map_close (struct map *map)
     munmap (slab->words, SLAB_PAGES * PAGE_BYTES);
     free (slab);
   }
-  free (map->frozen);
-  free (map->frozen_words);
+  free_frozen (map);
   pthread_mutex_destroy (&map->lock);
   free (map);
 }
@@ -756,12 +786,10 @@ map_freeze (struct map *map)
   if (map->nr_dirty == 0)
     return 0;
   map->frozen = malloc (map->nr_dirty * sizeof map->frozen[0]);
-  map->frozen_words = malloc (map->nr_dirty * PAGE_BYTES);
+  map->frozen_words = words_alloc (map->nr_dirty);
+  map->nr_frozen_words = map->nr_dirty;
   if (map->frozen == NULL || map->frozen_words == NULL) {
-    free (map->frozen);
-    free (map->frozen_words);
-    map->frozen = NULL;
-    map->frozen_words = NULL;
+    free_frozen (map);
     return ENOMEM;
   }
 
@@ -840,11 +868,7 @@ map_thaw (struct map *map, bool committed)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
   for (i = 0; i < map->nr_frozen; i++)
     page_thaw_locked (map, map->frozen[i], committed);
-  free (map->frozen);
-  free (map->frozen_words);
-  map->frozen = NULL;
-  map->frozen_words = NULL;
-  map->nr_frozen = 0;
+  free_frozen (map);
 }
 
 /*--- Counting. --------------------------------------------------------*/
