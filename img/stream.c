@@ -30,14 +30,6 @@
 #include "map.h"
 #include "progress.h"
 
-/* Reading from another machine, more at a time is of use. */
-#define NR_WORKERS_NEAR 4
-#define NR_WORKERS_FAR 8
-#define REQUEST_BYTES_NEAR (256 * 1024)
-#define REQUEST_BYTES_FAR (1024 * 1024)
-
-#define COMMIT_BYTES (64 * 1024 * 1024)
-
 /* How often to look how far it is. */
 #define LOOK_MS 200
 
@@ -137,15 +129,26 @@ filling_failed (void *opaque, const struct fault *fault)
 
 /*--- Opening. ---------------------------------------------------------*/
 
+/* SIGUSR1 may come early, and must not end the program. */
+static void
+keep_signals (void)
+{
+  sigset_t set;
+
+  signal (SIGXFSZ, SIG_IGN);
+  sigemptyset (&set);
+  sigaddset (&set, SIGUSR1);
+  pthread_sigmask (SIG_BLOCK, &set, NULL);
+}
+
 /* Signals are waited for, by this thread; those that are started from now
- * on do not get any.
+ * on do not get any.  What is done before can be ended by them.
  */
 static int
 take_signals (struct stream *s)
 {
   sigset_t set;
 
-  signal (SIGXFSZ, SIG_IGN);
   sigemptyset (&set);
   sigaddset (&set, SIGINT);
   sigaddset (&set, SIGTERM);
@@ -196,26 +199,20 @@ open_disk (struct stream *s)
 static int
 start (struct stream *s)
 {
-  const struct backing *backing = s->disk->backing;
-  const bool far = backing && backing->ops->fd == NULL;
-  const struct filler_options options = {
-    .ov = s->disk->overlay,
-    .image = &s->image.image,
-    .nr_workers = far ? NR_WORKERS_FAR : NR_WORKERS_NEAR,
-    .request_bytes = far ? REQUEST_BYTES_FAR : REQUEST_BYTES_NEAR,
-    .rate_bytes = s->rate_bytes,
-    .commit_bytes = COMMIT_BYTES,
-    .image_fd = s->image_fd,
-    .complete = filling_is_complete,
-    .failed = filling_failed,
-    .opaque = s,
-  };
+  struct filler_options options;
   int r;
 
   image_file_init (&s->image, s->image_fd);
   overlay_attach (s->disk->overlay, &s->image.image);
   s->attached = true;
   progress_begin (&s->shown, s->disk->header.size_bytes, s->nr_bytes_before);
+  filler_options_init (&options, s->disk->overlay, &s->image.image,
+                       s->disk->backing);
+  options.rate_bytes = s->rate_bytes;
+  options.image_fd = s->image_fd;
+  options.complete = filling_is_complete;
+  options.failed = filling_failed;
+  options.opaque = s;
   r = filler_start (&s->filler, &options);
   return r ? img_file_error (s->file_name, r) : EXIT_SUCCESS;
 }
@@ -299,7 +296,8 @@ stream (struct stream *s)
 {
   int r;
 
-  if (take_signals (s) != EXIT_SUCCESS || open_disk (s) != EXIT_SUCCESS)
+  keep_signals ();
+  if (open_disk (s) != EXIT_SUCCESS || take_signals (s) != EXIT_SUCCESS)
     return EXIT_FAILURE;
   r = start (s);
   if (r == EXIT_SUCCESS)

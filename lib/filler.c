@@ -15,10 +15,22 @@
 #include "image-file.h"
 
 #define SPAN_BYTES (4 * 1024 * 1024)
+#define MAX_SPAN_BYTES (256 * 1024 * 1024) /* where there are no data */
+#define MIN_STEP_BYTES 4096
 #define AREA_BYTES (1024 * 1024)
 #define NR_AREAS 64 /* that are remembered to be hot */
 #define MAX_KEPT_BYTES (4 * 1024 * 1024)
 #define MAX_WORKERS 16
+
+/* More are of use where each waits for another machine; memory goes by the
+ * product.
+ */
+#define NR_WORKERS_NEAR 4
+#define NR_WORKERS_FAR 8
+#define REQUEST_BYTES_NEAR (256 * 1024)
+#define REQUEST_BYTES_FAR (1024 * 1024)
+
+#define COMMIT_BYTES (64 * 1024 * 1024)
 #define MAX_OUT 256 /* spans that the next commit lets be forgotten */
 
 #define MS INT64_C (1000000)
@@ -29,7 +41,7 @@
 #define ASK_OFF_NS (500 * MS) /* and while it is not */
 #define MIN_PAUSE_NS SECOND
 #define MAX_PAUSE_NS (60 * SECOND)
-#define QUIET_NS (120 * SECOND) /* without a failure: then it is told again */
+#define QUIET_NS (600 * SECOND) /* without a failure: then it is told again */
 
 /* So many failing steps in a row are bad sectors, more are a bad part. */
 #define MAX_BAD_STEPS 16
@@ -46,15 +58,17 @@ struct worker {
   struct span span, hot;
   struct span data;    /* of the span, what was written to the image */
   struct span written; /* of the one before: is being written */
+  size_t step_bytes;   /* no more at once, as something failed */
   bool working;        /* on a step */
   char *buf;           /* the worker's own */
 };
 
-/* What a client read. */
+/* What a client read; or, WITHOUT it, a sector of which it read a part. */
 struct kept {
   struct kept *next;
   uint64_t offset;
   size_t count;
+  bool without;
   char buf[];
 };
 
@@ -79,12 +93,13 @@ struct filler {
   bool complete;
 
   struct kept *first_kept, **last_kept;
-  size_t nr_kept_bytes;
+  size_t nr_kept_bytes; /* queued, about to be, or being written */
 
   uint64_t areas[NR_AREAS]; /* where hot areas begin, the newest last */
   unsigned nr_areas;
 
-  uint64_t cursor;       /* where the next span begins */
+  uint64_t cursor;       /* where the next span begins, */
+  uint64_t span_bytes;   /* and how long it is */
   bool pass_failed;      /* something was left out */
   bool pass_filled;      /* something was filled */
   bool ending;           /* somebody looks if all is done */
@@ -204,50 +219,64 @@ forget_kept_locked (struct filler *f)
     struct kept *k = f->first_kept;
 
     f->first_kept = k->next;
+    f->nr_kept_bytes -= k->count;
     free (k);
   }
   f->last_kept = &f->first_kept;
-  f->nr_kept_bytes = 0;
 }
 
-/* Queue K; false if there is no room.  Where it would do no good it is
- * dropped, and that is as well.
- */
-static bool
+enum room { ROOM, NO_ROOM, NO_USE };
+
+/* Make room for COUNT bytes more, unless to keep them is of no use. */
+static enum room
+make_room (struct filler *f, size_t count)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
+  if (f->complete || f->stop || now_ns () < f->pause_ns)
+    return NO_USE;
+  if (count > MAX_KEPT_BYTES - f->nr_kept_bytes)
+    return NO_ROOM;
+  f->nr_kept_bytes += count;
+  return ROOM;
+}
+
+static void
+give_up_room (struct filler *f, size_t count)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
+  f->nr_kept_bytes -= count;
+}
+
+static void
 queue_kept (struct filler *f, struct kept *k)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
-  if (f->complete || f->stop || now_ns () < f->pause_ns) {
-    free (k);
-    return true;
-  }
-  if (f->nr_kept_bytes + k->count > MAX_KEPT_BYTES)
-    return false;
   k->next = NULL;
   *f->last_kept = k;
   f->last_kept = &k->next;
-  f->nr_kept_bytes += k->count;
   pthread_cond_signal (&f->wake);
-  return true;
 }
 
 bool
 filler_keep (struct filler *f, const void *buf, size_t count, uint64_t offset)
 {
+  const enum room room = make_room (f, count);
   struct kept *k;
 
-  if (count > MAX_KEPT_BYTES)
+  if (room != ROOM)
+    return room == NO_USE;
+  k = malloc (sizeof *k + (buf ? count : 0));
+  if (k == NULL) {
+    give_up_room (f, count);
     return false;
-  k = malloc (sizeof *k + count);
-  if (k == NULL)
-    return false;
+  }
   k->offset = offset;
   k->count = count;
-  memcpy (k->buf, buf, count);
-  if (queue_kept (f, k))
-    return true;
-  free (k);
-  return false;
+  k->without = buf == NULL;
+  if (buf)
+    memcpy (k->buf, buf, count);
+  queue_kept (f, k);
+  return true;
 }
 
 uint64_t
@@ -276,9 +305,19 @@ longer_pause (int64_t ns)
   return ns ? MIN (ns * 2, MAX_PAUSE_NS) : MIN_PAUSE_NS;
 }
 
-/* A step of W failed to read the backing file: leave it out, and perhaps
- * more.
+/* A step of W of COUNT bytes failed to read the backing file.  Where it can be
+ * done in smaller ones true is returned, and these are next.
  */
+static bool
+narrow_locked (struct worker *w, size_t count)
+{
+  if (count <= MIN_STEP_BYTES)
+    return false;
+  w->step_bytes = MAX (count / 16 / MIN_STEP_BYTES, 1) * MIN_STEP_BYTES;
+  return true;
+}
+
+/* It failed in the smallest step: leave that out, and perhaps more. */
 static void
 skip_locked (struct filler *f, struct worker *w)
 {
@@ -292,32 +331,49 @@ skip_locked (struct filler *f, struct worker *w)
   w->span.pos = w->span.end;
 }
 
-/* A step, or keeping something, or a commit of W failed. */
+/* Tell the owner; caller holds lock, which is released meanwhile. */
 static void
-failed_locked (struct filler *f, struct worker *w, const struct fault *fault)
+tell_locked (struct filler *f, const struct fault *fault)
 {
-  const bool reading = fault->part == FAULT_BACKING;
-  const int64_t now = now_ns ();
-  bool tell;
-
-  f->pass_failed = true;
-  if (reading) {
-    tell = trouble_locked (&f->backing, now);
-    skip_locked (f, w);
-  }
-  else {
-    tell = trouble_locked (&f->image, now);
-    if (now >= f->pause_ns) { /* else others failed at the same time */
-      f->image.pause_ns = longer_pause (f->image.pause_ns);
-      f->pause_ns = now + f->image.pause_ns;
-    }
-    forget_kept_locked (f);
-  }
-  if (!tell || f->options.failed == NULL || (reading && f->stop))
+  if (f->stop || f->options.failed == NULL)
     return;
   pthread_mutex_unlock (&f->lock);
   f->options.failed (f->options.opaque, fault);
   pthread_mutex_lock (&f->lock);
+}
+
+/* A step of W of COUNT bytes, which is on S, could not read the backing file.
+ */
+static void
+reading_failed_locked (struct filler *f, struct worker *w, struct span *s,
+                       size_t count, const struct fault *fault)
+{
+  const bool tell = trouble_locked (&f->backing, now_ns ());
+
+  if (!narrow_locked (w, count)) {
+    f->pass_failed = true;
+    s->pos += MIN (count, s->end - s->pos);
+    skip_locked (f, w);
+  }
+  if (tell)
+    tell_locked (f, fault);
+}
+
+/* Something else failed: writing, or memory. */
+static void
+writing_failed_locked (struct filler *f, const struct fault *fault)
+{
+  const int64_t now = now_ns ();
+  const bool tell = trouble_locked (&f->image, now);
+
+  f->pass_failed = true;
+  if (now >= f->pause_ns) { /* else others failed at the same time */
+    f->image.pause_ns = longer_pause (f->image.pause_ns);
+    f->pause_ns = now + f->image.pause_ns;
+  }
+  forget_kept_locked (f);
+  if (tell)
+    tell_locked (f, fault);
 }
 
 /*--- Commits. ---------------------------------------------------------*/
@@ -327,7 +383,7 @@ failed_locked (struct filler *f, struct worker *w, const struct fault *fault)
  * from its memory to be written again.
  */
 static void
-commit_locked (struct filler *f, struct worker *w)
+commit_locked (struct filler *f)
 {
   struct span out[MAX_OUT];
   const unsigned nr_out = f->nr_out;
@@ -344,20 +400,29 @@ commit_locked (struct filler *f, struct worker *w)
     fd_forget (f->options.image_fd, out[i].end - out[i].pos, out[i].pos);
   pthread_mutex_lock (&f->lock);
   if (r == -1)
-    failed_locked (f, w, &fault);
+    writing_failed_locked (f, &fault);
+}
+
+/* So much was brought to the image. */
+static void
+account_data_locked (struct filler *f, uint64_t nr_bytes)
+{
+  f->nr_uncommitted += nr_bytes;
+  if (f->options.commit_bytes && f->nr_uncommitted >= f->options.commit_bytes)
+    commit_locked (f);
 }
 
 /* A pass is over: if all is allocated, commit that, and be done; else let
  * the next one begin later.
  */
 static void
-end_pass_locked (struct filler *f, struct worker *w)
+end_pass_locked (struct filler *f)
 {
   bool alone;
 
   f->ending = true;
   if (!f->pass_failed)
-    commit_locked (f, w);
+    commit_locked (f);
   pthread_mutex_unlock (&f->lock);
   alone = overlay_stands_alone (f->options.ov);
   if (alone && f->options.complete)
@@ -366,6 +431,7 @@ end_pass_locked (struct filler *f, struct worker *w)
   f->ending = false;
   f->complete = alone;
   f->cursor = 0;
+  f->span_bytes = SPAN_BYTES;
   f->pass_pause_ns = f->pass_filled ? MIN_PAUSE_NS
                                     : longer_pause (f->pass_pause_ns);
   f->pass_ns = now_ns () + f->pass_pause_ns;
@@ -398,29 +464,44 @@ account_rate_locked (struct filler *f, int64_t n, int64_t now)
   f->rate_ns = MAX (f->rate_ns, n > 0 ? now : 0) + n * SECOND / rate;
 }
 
-/* The result of a step of W on S is R. */
+/* A step of W of COUNT bytes on S has ended with R. */
 static void
-account_locked (struct filler *f, struct worker *w, int r, struct span *s,
-                const struct filled *filled, const struct fault *fault)
+account_locked (struct filler *f, struct worker *w, struct span *s,
+                size_t count, int r, const struct filled *filled,
+                const struct fault *fault)
 {
+  if (r == -1 && fault->part == FAULT_BACKING) {
+    reading_failed_locked (f, w, s, MIN (count, filled->nr_bytes), fault);
+    return;
+  }
   s->pos += MIN (filled->nr_bytes, s->end - s->pos);
   if (r == -1) {
-    failed_locked (f, w, fault);
+    writing_failed_locked (f, fault);
     return;
   }
   if (filled->was_allocated)
     return;
   f->pass_filled = true;
   f->nr_bytes += filled->nr_bytes;
-  f->nr_uncommitted += filled->nr_copied;
-  if (filled->nr_copied)
+  if (filled->nr_copied) {
     f->nr_bad_steps = 0;
-  if (f->options.commit_bytes && f->nr_uncommitted >= f->options.commit_bytes)
-    commit_locked (f, w);
+    w->step_bytes = MIN (2 * w->step_bytes, f->options.request_bytes);
+  }
+  account_data_locked (f, filled->nr_copied);
 }
 
-/* W has come to the end of its span: have it written to the disk.  Caller
- * holds lock, which is released meanwhile.
+/* Note what W has filled with data of its span; long spans have none yet.
+ */
+static void
+note_data_locked (struct worker *w, uint64_t pos, const struct filled *filled)
+{
+  if (w->data.pos == w->data.end)
+    w->data.pos = pos;
+  w->data.end = pos + filled->nr_bytes;
+}
+
+/* Have what W has filled of its span written to the disk.  Caller holds lock,
+ * which is released meanwhile.
  */
 static void
 write_out_locked (struct filler *f, struct worker *w)
@@ -462,16 +543,30 @@ take_span_locked (struct filler *f, struct worker *w)
   if (f->cursor == f->size_bytes)
     return NULL;
   w->span.pos = f->cursor;
-  w->span.end = f->cursor += MIN (SPAN_BYTES, f->size_bytes - f->cursor);
+  w->span.end = f->cursor += MIN (f->span_bytes, f->size_bytes - f->cursor);
   return &w->span;
+}
+
+/* W has come to the end of its span.  Where there were no data the next ones
+ * may be longer.
+ */
+static void
+end_span_locked (struct filler *f, struct worker *w)
+{
+  if (w->data.pos < w->data.end || f->nr_bad_steps > 0)
+    f->span_bytes = SPAN_BYTES;
+  else
+    f->span_bytes = MIN (2 * f->span_bytes, MAX_SPAN_BYTES);
+  write_out_locked (f, w);
 }
 
 static void
 fill_locked (struct filler *f, struct worker *w, struct span *s, bool busy)
 {
   const int64_t begin = now_ns ();
-  const size_t n = step_bytes (f);
+  const size_t n = MIN (step_bytes (f), w->step_bytes);
   const uint64_t pos = s->pos, count = s->end - s->pos;
+  const bool had_span = w->span.pos < w->span.end; /* it may be given up */
   struct filled filled;
   struct fault fault;
   int r;
@@ -490,15 +585,27 @@ fill_locked (struct filler *f, struct worker *w, struct span *s, bool busy)
 
     f->rest_ns = now + MIN (3 * (now - begin), MAX_REST_NS);
   }
-  if (s == &w->span && filled.nr_copied) {
-    if (w->data.pos == w->data.end)
-      w->data.pos = pos;
-    w->data.end = pos + filled.nr_bytes;
-  }
-  account_locked (f, w, r, s, &filled, &fault);
+  if (s == &w->span && filled.nr_copied)
+    note_data_locked (w, pos, &filled);
+  account_locked (f, w, s, n, r, &filled, &fault);
   w->working = false;
-  if (s == &w->span && s->pos == s->end)
+  if (had_span && w->span.pos == w->span.end)
+    end_span_locked (f, w);
+  else if (w->data.end - w->data.pos >= SPAN_BYTES)
     write_out_locked (f, w);
+}
+
+/* Bring K to the image.  Returns as the functions of the overlay. */
+static int
+write_kept (struct filler *f, const struct kept *k, struct fault *fault)
+{
+  struct overlay *ov = f->options.ov;
+
+  if (k->without)
+    return overlay_fill_range (ov, f->options.image, k->count, k->offset,
+                               fault);
+  return overlay_keep (ov, f->options.image, k->buf, k->count, k->offset, true,
+                       fault);
 }
 
 static void
@@ -513,16 +620,16 @@ keep_locked (struct filler *f, struct worker *w)
     f->last_kept = &f->first_kept;
   w->working = true;
   pthread_mutex_unlock (&f->lock);
-  r = overlay_keep (f->options.ov, f->options.image, k->buf, k->count,
-                    k->offset, true, &fault);
+  r = write_kept (f, k, &fault);
   pthread_mutex_lock (&f->lock);
-  w->working = false;
-  /* It may have been forgotten with the others meanwhile. */
-  f->nr_kept_bytes -= MIN (f->nr_kept_bytes, k->count);
-  if (r == -1)
-    failed_locked (f, w, &fault);
-  else
+  f->nr_kept_bytes -= k->count;
+  if (r == 0) {
     f->nr_bytes += k->count;
+    account_data_locked (f, k->count);
+  }
+  else if (fault.part != FAULT_BACKING) /* what a client could read */
+    writing_failed_locked (f, &fault);
+  w->working = false;
   free (k);
 }
 
@@ -590,7 +697,7 @@ fill_or_wait_locked (struct filler *f, struct worker *w)
   else if (f->pass_ns > now)
     wait_until_locked (f, MIN (f->pass_ns, now + ASK_OFF_NS));
   else if (!f->ending && all_idle_locked (f))
-    end_pass_locked (f, w);
+    end_pass_locked (f);
   else
     pthread_cond_wait (&f->wake, &f->lock);
   if (s && f->cursor == f->size_bytes)
@@ -640,14 +747,17 @@ new_filler (const struct filler_options *options)
   f->size_bytes = overlay_size_bytes (options->ov);
   f->last_kept = &f->first_kept;
   f->wanted = options->wanted == NULL;
+  f->span_bytes = SPAN_BYTES;
   f->seed = 1;
   pthread_mutex_init (&f->lock, NULL);
   pthread_condattr_init (&attr);
   pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
   pthread_cond_init (&f->wake, &attr);
   pthread_condattr_destroy (&attr);
-  for (i = 0; i < n; i++)
+  for (i = 0; i < n; i++) {
     f->workers[i].filler = f;
+    f->workers[i].step_bytes = options->request_bytes;
+  }
   return f;
 }
 
@@ -665,6 +775,22 @@ start_worker (struct filler *f, struct worker *w)
   if (r == 0)
     f->nr_started++;
   return r;
+}
+
+void
+filler_options_init (struct filler_options *options, struct overlay *ov,
+                     struct image *image, const struct backing *backing)
+{
+  const bool is_far = backing && backing->ops->fd == NULL;
+
+  *options = (struct filler_options){
+    .ov = ov,
+    .image = image,
+    .nr_workers = is_far ? NR_WORKERS_FAR : NR_WORKERS_NEAR,
+    .request_bytes = is_far ? REQUEST_BYTES_FAR : REQUEST_BYTES_NEAR,
+    .commit_bytes = COMMIT_BYTES,
+    .image_fd = -1,
+  };
 }
 
 int

@@ -9,9 +9,9 @@
  * - Fill a hot area, one that a client has just read from: it is likely to
  *   read on there.  An area is 1 MiB; with it goes the one behind it.  The
  *   newest is first.
- * - Fill its own span of 4 MiB, which it takes from the front; the next one
- *   begins where the last one ended, whoever took it.  A step is as much as
- *   overlay_fill does at once.
+ * - Fill its own span of 4 MiB, or more where the last one had no data, which
+ *   it takes from the front; the next one begins where the last one ended,
+ *   whoever took it.  A step is as much as overlay_fill does at once.
  *
  * When the spans have come to the end of the disk that was a pass.  What
  * could not be filled in it is left for the next one, which begins some time
@@ -19,9 +19,10 @@
  * filled meanwhile, up to a minute.  What is filled is not remembered but in
  * the map, so whoever starts again goes on where the bits say.
  *
- * - When reading the backing file fails the step is left out, after many in
- *   a row a longer part of the disk, chosen at random: a server that is gone
- *   makes a short pass, and one bad region does not hide another.
+ * - When reading the backing file fails smaller steps are made of it; the
+ *   smallest is left out, after many in a row a longer part of the disk,
+ *   chosen at random: a server that is gone makes a short pass, and one bad
+ *   region does not hide another.
  * - When writing fails all filling pauses for a second, or twice as long as
  *   the last pause, up to a minute, and what is queued to be kept is dropped.
  * - When clients are busy one worker goes on, and rests three times as long
@@ -87,6 +88,12 @@ struct filler_options {
   void *opaque;
 };
 
+/* Set OPTIONS to what is good for filling IMAGE from BACKING, which may be
+ * NULL; the rest is empty.
+ */
+void filler_options_init (struct filler_options *options, struct overlay *ov,
+                          struct image *image, const struct backing *backing);
+
 /* Start.  OPTIONS are copied.  On success *FILLER is stopped by filler_stop.
  * Returns 0 or an errno.
  */
@@ -99,8 +106,10 @@ int filler_start (struct filler **filler, const struct filler_options *options);
 void filler_stop (struct filler *filler);
 
 /* Keep a copy of BUF, which was read from the backing file: COUNT bytes at
- * OFFSET, whole sectors.  Returns false, and nothing is kept, when too much
- * is queued already or memory is short.  Takes filler->lock; does not block.
+ * OFFSET, whole sectors.  With NULL it is read again, for a sector of which
+ * only a part was read.  Returns false, and nothing is kept, when too much is
+ * queued already or memory is short.  Where to keep it would do no good, or
+ * is likely to fail, it is dropped.  Takes filler->lock; does not block.
  */
 bool filler_keep (struct filler *filler, const void *buf, size_t count,
                   uint64_t offset);

@@ -784,15 +784,15 @@ test_bad_part (void)
   bad_end = bad_begin + SECTOR;
   START (.wanted = NULL);
   pass_until (500 * MS);
-  CHECK_EQ (nr_bad_reads, 1);
+  CHECK_EQ (nr_bad_reads, 3); /* in smaller and smaller steps */
   CHECK_EQ (nr_failed, 1);
   CHECK (last_fault.part == FAULT_BACKING && last_fault.err == EREMOTEIO);
-  CHECK_EQ (filler_nr_bytes (filler), 15 * MIB);
+  CHECK_EQ (filler_nr_bytes (filler), 16 * MIB - 4096);
   CHECK_EQ (nr_complete, 0);
   pass_until (1500 * MS);
-  CHECK_EQ (nr_bad_reads, 2);
+  CHECK (nr_bad_reads >= 4 && nr_bad_reads <= 6);
   pass_until (300 * SECOND);
-  CHECK (nr_bad_reads >= 8 && nr_bad_reads <= 12);
+  CHECK (nr_bad_reads >= 10 && nr_bad_reads <= 30);
   bad = nr_bad_reads;
   pass_until (421 * SECOND);
   CHECK (nr_bad_reads >= bad + 2);
@@ -1106,8 +1106,8 @@ test_write_out_by_all (void)
   begin (32 * MIB, 32 * MIB);
   START (.commit_bytes = 8 * MIB, .image_fd = IMAGE_FD);
   pass_until (SECOND);
-  CHECK_EQ (written_out.nr_begun, 32 * MIB);
-  CHECK (written_out.nr_waited_for >= (8 - NR_WORKERS) * 4 * MIB);
+  /* Not while another one commits. */
+  CHECK (written_out.nr_begun >= 8 * MIB && written_out.nr_begun <= 32 * MIB);
   CHECK (written_out.nr_waited_for < 32 * MIB);
   CHECK_EQ (written_out.nr_forgotten, 32 * MIB);
   check_complete ();
