@@ -15,6 +15,7 @@
 #include "disk.h"
 #include "hints.h"
 #include "lock.h"
+#include "map.h"
 #include "metadata.h"
 #include "names.h"
 
@@ -262,6 +263,32 @@ open_backing (struct disk *disk, const struct disk_options *options,
   return r ? failure_set (failure, disk->backing_location.name, r) : 0;
 }
 
+/* Is every sector allocated?  Reads all of the bitmap. */
+static bool
+is_complete (struct disk *disk)
+{
+  uint64_t nr_sectors;
+
+  return map_count_allocated (&disk->metadata.image, disk->header.size_bytes,
+                              &nr_sectors) == 0 &&
+         nr_sectors == disk->header.size_bytes / FORMAT_SECTOR_BYTES;
+}
+
+/* A disk that stands alone needs no backing file: it may be gone. */
+static int
+open_backing_if_needed (struct disk *disk, const struct disk_options *options,
+                        struct failure *failure)
+{
+  int r = open_backing (disk, options, failure);
+
+  if (r == 0 || !is_complete (disk))
+    return r;
+  failure_clear (failure);
+  backing_close (disk->backing);
+  disk->backing = NULL;
+  return 0;
+}
+
 static int
 open_all (struct disk *disk, const struct disk_options *options,
           struct failure *failure)
@@ -285,7 +312,7 @@ open_all (struct disk *disk, const struct disk_options *options,
       return failure_set (failure, disk->image_location.name, r);
   }
   if (disk->backing_location.name) {
-    r = open_backing (disk, options, failure);
+    r = open_backing_if_needed (disk, options, failure);
     if (r)
       return r;
   }

@@ -67,8 +67,9 @@ struct disk {
   struct overlay *overlay;
 };
 
-/* Open the overlay whose metadata file is FILE_NAME.  Unless read-only
- * is asked for or all that the metadata file allows, it is locked for
+/* Open the overlay whose metadata file is FILE_NAME.  Where all sectors are
+ * allocated the backing file need not be there, nor be readable.  Unless
+ * read-only is asked for or all that the metadata file allows, it is locked for
  * writing.  On success *DISK is closed with disk_close; on failure the
  * error number is returned and *FAILURE tells the file.  Creates and
  * writes nothing; for writing, what others wrote to the metadata file is
