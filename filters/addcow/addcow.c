@@ -42,6 +42,7 @@ static unsigned commit_interval = 5;
 static struct switch_ on_read;
 static int on_cache;
 static struct switch_ hydrating;
+static bool hydrate_given;
 static uint64_t hydrate_rate; /* bytes a second; 0: any */
 
 /* What the parameters made: the one disk that is served. */
@@ -50,9 +51,6 @@ static struct committer committer;
 static struct hydrate hydrate;
 static int server_thread_model;
 static _Atomic bool stands_alone; /* it was said */
-
-/* See image_next_init. */
-static pthread_mutex_t serialize_lock = PTHREAD_MUTEX_INITIALIZER;
 
 struct handle {
   bool read_only;
@@ -168,10 +166,11 @@ filling_is_complete (void *opaque UNUSED)
   look_if_alone (true);
 }
 
+/* Without its thread this is a request of a client. */
 static void
 is_committed (void)
 {
-  look_if_alone (true);
+  look_if_alone (committer.running);
 }
 
 /*--- Requests begin and end. ------------------------------------------*/
@@ -293,8 +292,10 @@ addcow_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
     return switch_parse (&on_read, value);
   if (strcmp (key, "addcow-on-cache") == 0)
     return set_bool (&on_cache, value);
-  if (strcmp (key, "addcow-hydrate") == 0)
+  if (strcmp (key, "addcow-hydrate") == 0) {
+    hydrate_given = true;
     return switch_parse (&hydrating, value);
+  }
   if (strcmp (key, "addcow-hydrate-rate") == 0)
     return set_rate (key, value);
   if (strncmp (key, "addcow-", strlen ("addcow-")) == 0) {
@@ -328,12 +329,22 @@ addcow_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
   "addcow-on-read=<BOOL>|</PATH>  Keep what is read from the backing file\n" \
   "                        in the image; or do so while PATH exists."
 
+/* The server ends when a layer is written to that said it cannot be. */
+static bool
+can_write (struct image *image)
+{
+  return container_of (image, struct image_next, image)->can_write == 1;
+}
+
 /* Keep the sector of OFFSET, of which only a part was read. */
 static void
 keep_sector (struct image *image, uint64_t offset)
 {
   struct fault fault;
 
+  if (hydrate.filler && filler_keep (hydrate.filler, NULL, FORMAT_SECTOR_BYTES,
+                                     offset - offset % FORMAT_SECTOR_BYTES))
+    return;
   overlay_fill_range (disk->overlay, image, 1, offset, &fault);
 }
 
@@ -381,7 +392,7 @@ overlay_missed (void *opaque UNUSED, struct image *image, const void *buf,
 {
   if (hydrate.counts)
     filler_hot (hydrate.filler, count, offset);
-  if (disk->writable && switch_is_on (&on_read))
+  if (disk->writable && can_write (image) && switch_is_on (&on_read))
     keep (image, buf, count, offset);
 }
 
@@ -450,7 +461,7 @@ set_up_hydrate (void)
   hydrate.only_keep = !switch_may_be_on (&hydrating);
   hydrate.rate_bytes = hydrate_rate;
   hydrate.commits = commit_interval > 0;
-  hydrate.backing_is_far = disk->backing && disk->backing->ops->fd == NULL;
+  hydrate.backing = disk->backing;
   hydrate.wanted = hydrating.path ? filling_is_wanted : NULL;
   hydrate.complete = filling_is_complete;
   hydrate.failed = report_filling_fault;
@@ -477,6 +488,11 @@ addcow_config_complete (nbdkit_next_config_complete *next,
                   filling_parameter ());
     return -1;
   }
+  if (hydrate_rate && !hydrate_given) {
+    nbdkit_error ("addcow-hydrate-rate= is for addcow-hydrate=, which was not "
+                  "given");
+    return -1;
+  }
   set_up_hydrate ();
 
   if (file_parameter == NULL && disk->image_location.path &&
@@ -492,9 +508,9 @@ addcow_get_ready (int thread_model)
 {
   server_thread_model = thread_model;
   if (switch_may_be_on (&hydrating) &&
-      thread_model < NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS) {
+      thread_model < NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS) {
     nbdkit_error ("addcow-hydrate cannot be used here: the plugin or a filter "
-                  "takes one connection at a time");
+                  "takes one request at a time of all connections");
     return -1;
   }
   return 0;
@@ -507,7 +523,7 @@ static bool
 needs_hydrate (void)
 {
   return (switch_may_be_on (&hydrating) || switch_may_be_on (&on_read)) &&
-         server_thread_model >= NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS;
+         server_thread_model >= NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS;
 }
 
 static int
@@ -515,8 +531,8 @@ addcow_after_fork (nbdkit_backend *backend)
 {
   int r;
 
-  if (needs_hydrate () && hydrate_start (&hydrate, backend, server_thread_model,
-                                         &serialize_lock, check_next) == -1)
+  if (needs_hydrate () &&
+      hydrate_start (&hydrate, backend, server_thread_model, check_next) == -1)
     return -1;
   r = committer_start (&committer, server_thread_model >=
                                        NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS);
@@ -603,8 +619,7 @@ addcow_prepare (nbdkit_next *next, void *handle, int readonly UNUSED)
 {
   struct handle *h = handle;
 
-  if (image_next_init (&h->image, next, server_thread_model, &serialize_lock) ==
-      -1)
+  if (image_next_init (&h->image, next, server_thread_model) == -1)
     return -1;
   if (h->image.can_write != 1)
     h->read_only = true;
@@ -627,7 +642,7 @@ detach (struct handle *h)
   if (overlay_detach (disk->overlay, &h->image.image, &fault) == -1)
     report_commit_fault (&fault);
   else
-    look_if_alone (true);
+    look_if_alone (false);
   image_next_destroy (&h->image);
   h->attached = false;
 }
@@ -828,7 +843,7 @@ addcow_extents (nbdkit_next *next UNUSED, void *handle, uint32_t count,
 /* How much of a cache request is filled before looking if anybody waits for
  * it still.
  */
-#define FILL_BYTES (16 * 1024 * 1024)
+#define FILL_BYTES (1024 * 1024)
 
 /* Fill a range, which can take long: it ends when the server or the
  * connection does.
@@ -844,7 +859,7 @@ fill (struct handle *h, uint64_t count, uint64_t offset, struct fault *fault)
       return -1;
     offset += n;
     count -= n;
-    if (count > 0 && nbdkit_nanosleep (0, 0) == -1) {
+    if (nbdkit_nanosleep (0, 0) == -1) {
       *fault = (struct fault){ .part = FAULT_IMAGE, .err = ESHUTDOWN };
       return -1; /* nbdkit has said it */
     }
@@ -860,7 +875,7 @@ addcow_cache (nbdkit_next *next UNUSED, void *handle, uint32_t count,
   struct fault fault;
   int r = 0;
 
-  if (on_cache)
+  if (on_cache && !h->read_only)
     r = fill (h, count, offset, &fault);
   if (r == 0)
     r = overlay_cache (disk->overlay, &h->image.image, count, offset, &fault);

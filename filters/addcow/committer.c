@@ -81,6 +81,7 @@ committer_thread (void *opaque)
 {
   struct committer *c = opaque;
 
+  c->committed (); /* all may be there since long */
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
   while (!c->stop) {
     if (is_due_locked (c))

@@ -26,7 +26,7 @@ struct committer {
   unsigned interval_seconds; /* 0: never */
   struct overlay *ov;
   void (*report) (const struct fault *fault); /* of a failed commit */
-  void (*committed) (void); /* after each commit, without locks */
+  void (*committed) (void); /* at first and after each, without locks */
 
   pthread_mutex_t lock; /* protects all that follows */
   pthread_cond_t wake;

@@ -6,19 +6,25 @@
 #include "error.h"
 #include "hydrate.h"
 
-/* More are of use where each waits for another machine; memory goes by the
- * product.
+/* What is filled is seen by clients, each by way of a connection of its own.
  */
-#define NR_WORKERS_NEAR 4
-#define NR_WORKERS_FAR 8
-#define REQUEST_BYTES_NEAR (256 * 1024)
-#define REQUEST_BYTES_FAR (1024 * 1024)
+static int
+check_can_fill (const struct hydrate *h)
+{
+  if (h->image.can_write != 1)
+    nbdkit_error ("the image cannot be filled: it cannot be written to");
+  else if (h->next->can_multi_conn (h->next) != 1)
+    nbdkit_error ("the image cannot be filled while it is served: without "
+                  "multi-conn, which the plugin does not offer, clients need "
+                  "not see what others write");
+  else
+    return 0;
+  return -1;
+}
 
-#define COMMIT_BYTES (64 * 1024 * 1024)
-
+/* On success the image is attached, unless it is better not used. */
 static int
 open_context (struct hydrate *h, nbdkit_backend *backend, int thread_model,
-              pthread_mutex_t *lock,
               int (*check) (nbdkit_next *next, const struct image_next *image))
 {
   nbdkit_next *next = nbdkit_next_context_open (backend, 0, "", 1);
@@ -29,17 +35,15 @@ open_context (struct hydrate *h, nbdkit_backend *backend, int thread_model,
   if (next->prepare (next) == -1)
     return -1;
   h->prepared = true;
-  if (image_next_init (&h->image, next, thread_model, lock) == -1)
+  if (h->only_keep && next->can_multi_conn (next) != 1)
+    return 0;
+  if (image_next_init (&h->image, next, thread_model) == -1)
     return -1;
-  if (check (next, &h->image) == -1) {
+  if (check (next, &h->image) == -1 || check_can_fill (h) == -1) {
     image_next_destroy (&h->image);
     return -1;
   }
-  if (h->image.can_write != 1) {
-    nbdkit_error ("the image cannot be filled: it cannot be written to");
-    image_next_destroy (&h->image);
-    return -1;
-  }
+  h->image.image.no_client = true;
   overlay_attach (h->ov, &h->image.image);
   h->attached = true;
   return 0;
@@ -48,38 +52,39 @@ open_context (struct hydrate *h, nbdkit_backend *backend, int thread_model,
 static int
 start_filler (struct hydrate *h)
 {
-  const struct filler_options options = {
-    .ov = h->ov,
-    .image = &h->image.image,
-    .nr_workers = h->backing_is_far ? NR_WORKERS_FAR : NR_WORKERS_NEAR,
-    .request_bytes = h->backing_is_far ? REQUEST_BYTES_FAR : REQUEST_BYTES_NEAR,
-    .rate_bytes = h->rate_bytes,
-    .commit_bytes = h->commits ? COMMIT_BYTES : 0,
-    .image_fd = h->image_fd,
-    .only_keep = h->only_keep,
-    .wanted = h->wanted,
-    .complete = h->complete,
-    .failed = h->failed,
-  };
-  int r = filler_start (&h->filler, &options);
+  struct filler_options options;
+  int r;
 
+  filler_options_init (&options, h->ov, &h->image.image, h->backing);
+  options.rate_bytes = h->rate_bytes;
+  if (!h->commits)
+    options.commit_bytes = 0;
+  options.image_fd = h->image_fd;
+  options.only_keep = h->only_keep;
+  options.wanted = h->wanted;
+  options.complete = h->complete;
+  options.failed = h->failed;
+  h->counts = !h->only_keep; /* until it is complete, which may be at once */
+  r = filler_start (&h->filler, &options);
   if (r == 0)
     return 0;
+  h->counts = false;
   nbdkit_error ("cannot start filling the image: %s", addcow_strerror (r));
   return -1;
 }
 
 int
 hydrate_start (struct hydrate *h, nbdkit_backend *backend, int thread_model,
-               pthread_mutex_t *lock,
                int (*check) (nbdkit_next *next, const struct image_next *image))
 {
   struct fault fault;
 
-  if (open_context (h, backend, thread_model, lock, check) == 0 &&
-      start_filler (h) == 0) {
-    h->counts = !h->only_keep;
-    return 0;
+  if (open_context (h, backend, thread_model, check) == 0) {
+    /* Each client keeps what it reads by its own connection. */
+    if (!h->attached)
+      return hydrate_stop (h, &fault) ? 0 : -1;
+    if (start_filler (h) == 0)
+      return 0;
   }
   hydrate_stop (h, &fault); /* nothing was written */
   return -1;

@@ -6,8 +6,9 @@
  * The context is opened when the server has forked, before the first
  * client, and closed when the last one is gone.  It is there too when only
  * what clients read is to be kept, so that they need not wait for that.
- * With plugins that take one request at a time see image-next.h; those that
- * take one connection at a time cannot have one.
+ * Plugins that take one request of all connections at a time cannot have it:
+ * nbdkit keeps what its clients do apart, opening and closing included, but
+ * not what others do.
  */
 
 #ifndef ADDCOW_HYDRATE_H
@@ -26,11 +27,11 @@ struct hydrate {
   /* Set before it starts. */
   struct overlay *ov;
   bool only_keep;
-  uint64_t rate_bytes;     /* a second; 0: any */
-  bool commits;            /* from time to time, not only at the end */
-  bool backing_is_far;     /* many requests at a time are worth while */
-  int image_fd;            /* the image as a local file, or -1 */
-  bool (*wanted) (void *); /* see filler.h; their opaque is NULL */
+  uint64_t rate_bytes;           /* a second; 0: any */
+  bool commits;                  /* from time to time, not only at the end */
+  const struct backing *backing; /* looked at by hydrate_start alone */
+  int image_fd;                  /* the image as a local file, or -1 */
+  bool (*wanted) (void *);       /* see filler.h; their opaque is NULL */
   void (*complete) (void *);
   void (*failed) (void *, const struct fault *);
 
@@ -45,12 +46,14 @@ struct hydrate {
   struct image_next image;
 };
 
-/* Open the context, see that CHECK finds it fit to be the image, and begin.
- * To be called from .after_fork.  THREAD_MODEL and LOCK are for
- * image_next_init.  Returns 0, or -1 and the error has been reported.
+/* Where what is written through one connection need not be seen by others
+ * nothing is started if only_keep, and it is an error otherwise.
+ *
+ * Open the context, see that CHECK finds it fit to be the image, and begin.
+ * To be called from .after_fork.  THREAD_MODEL is the server's.  Returns 0, or
+ * -1 and the error has been reported.
  */
 int hydrate_start (struct hydrate *h, nbdkit_backend *backend, int thread_model,
-                   pthread_mutex_t *lock,
                    int (*check) (nbdkit_next *next,
                                  const struct image_next *image));
 

@@ -38,7 +38,7 @@ static void
 enter (struct image_next *in)
 {
   if (in->serialize)
-    pthread_mutex_lock (in->serialize);
+    pthread_mutex_lock (&in->lock);
 }
 
 /* Leave, and turn what a call of the layer returned into 0 or an errno.
@@ -47,7 +47,7 @@ static int
 leave (struct image_next *in, int r, int err)
 {
   if (in->serialize)
-    pthread_mutex_unlock (in->serialize);
+    pthread_mutex_unlock (&in->lock);
   return r == -1 ? err : 0;
 }
 
@@ -251,8 +251,7 @@ static const struct image_ops image_next_ops = {
 };
 
 int
-image_next_init (struct image_next *in, nbdkit_next *next, int thread_model,
-                 pthread_mutex_t *lock)
+image_next_init (struct image_next *in, nbdkit_next *next, int thread_model)
 {
   int multi_conn = next->can_multi_conn (next);
   /* A layer without flush cannot flush for other connections. */
@@ -270,11 +269,8 @@ image_next_init (struct image_next *in, nbdkit_next *next, int thread_model,
     .can_extents = next->can_extents (next),
     .can_fua = next->can_fua (next),
     .can_cache = next->can_cache (next),
+    .serialize = thread_model < NBDKIT_THREAD_MODEL_PARALLEL,
   };
-  if (thread_model < NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS)
-    in->serialize = lock;
-  else if (thread_model < NBDKIT_THREAD_MODEL_PARALLEL)
-    in->serialize = &in->lock;
   if (multi_conn == -1 || in->size_bytes == -1 || in->can_write == -1 ||
       in->can_flush == -1 || in->can_trim == -1 || in->can_zero == -1 ||
       in->can_fast_zero == -1 || in->can_extents == -1 || in->can_fua == -1 ||

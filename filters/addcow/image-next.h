@@ -31,23 +31,20 @@ struct image_next {
   int can_fua;
   int can_cache;
 
-  /* With plugins that take one request at a time this keeps threads that
-   * the server does not know of from calling while one is under way: it is
-   * LOCK where one request of a connection is taken at a time, a lock of all
-   * images where it is one in all.  Held over a single call of the layer,
-   * the last lock that is taken.  NULL: requests are parallel.
+  /* With plugins that take one request of a connection at a time, this
+   * keeps a commit of another thread out while one is under way.  Held
+   * over a single call of the layer, the last lock that is taken.
    */
-  pthread_mutex_t *serialize;
+  bool serialize;
   pthread_mutex_t lock;
 };
 
 /* Make *IMAGE one over NEXT, which is asked what it can do; to be called
- * from .prepare.  THREAD_MODEL is the server's, LOCK is one for all images.
- * Returns 0, and then image_next_destroy is due, or -1: the layer has
- * reported the error.
+ * from .prepare.  THREAD_MODEL is the server's.  Returns 0, and then
+ * image_next_destroy is due, or -1: the layer has reported the error.
  */
 int image_next_init (struct image_next *image, nbdkit_next *next,
-                     int thread_model, pthread_mutex_t *lock);
+                     int thread_model);
 
 void image_next_destroy (struct image_next *image);
 
