@@ -85,7 +85,7 @@ backing_file=base.img backing_fmt=raw image_file=vm.raw" ]
 done
 # Without -F there are none.
 addcow-img create -b base.img vm.add-cow > out
-! grep backing_fmt out
+grep backing_fmt out && exit 1
 has_bytes vm.add-cow 65536 base.img "b''"
 
 # The length is the file's own, whatever that of the disk.
