@@ -370,8 +370,10 @@ answer_cache (struct connection *c, const struct request *r)
 static bool
 answer (struct connection *c, const struct request *r)
 {
-  if (c->how.mute)
+  if (c->how.mute) {
+    c->server->nr_muted++;
     return true;
+  }
   switch (r->type) {
   case CMD_READ:
     return answer_read (c, r);

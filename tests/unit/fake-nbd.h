@@ -44,7 +44,7 @@ struct fake_nbd {
   int connection_fd; /* or -1 */
   bool stopped;
 
-  _Atomic unsigned nr_connections, nr_reads, nr_extents, nr_caches;
+  _Atomic unsigned nr_connections, nr_reads, nr_extents, nr_caches, nr_muted;
 };
 
 /* Begin to serve, on the socket PATH.  Ended by fake_nbd_stop. */

@@ -10,6 +10,8 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 
 #include "backing.h"
@@ -25,7 +27,8 @@ static char *socket_path; /* of the only server that there is at a time */
 /*--- What happened is counted. ----------------------------------------*/
 
 struct told {
-  _Atomic unsigned nr_losses, nr_returns, nr_refusals;
+  _Atomic unsigned nr_losses, nr_returns, nr_refusals, nr_failures;
+  _Atomic unsigned nr; /* of all kinds */
 };
 
 static void
@@ -33,12 +36,15 @@ tell (void *opaque, const char *name UNUSED, const char *text)
 {
   struct told *told = opaque;
 
+  told->nr++;
   if (strncmp (text, "connection lost: ", 17) == 0)
     told->nr_losses++;
   else if (strcmp (text, "connected again") == 0)
     told->nr_returns++;
   else if (strstr (text, "the server is refused: "))
     told->nr_refusals++;
+  else if (strncmp (text, "cannot connect: ", 16) == 0)
+    told->nr_failures++;
 }
 
 /*--- One overlay's backing file. --------------------------------------*/
@@ -545,6 +551,226 @@ test_close (uint64_t seed)
   CHECK (seconds_now () - began < 10);
 }
 
+/*--- Interrupted. -----------------------------------------------------*/
+
+/* Somebody who waits for the server; each asks for another part. */
+struct waiter {
+  pthread_t thread;
+  struct disk *disk;
+  bool extents; /* else it reads */
+  size_t count;
+  uint64_t offset;
+  int r;
+};
+
+static void *
+ask (void *opaque)
+{
+  struct waiter *w = opaque;
+  struct place place = { .offset = w->offset, .end = w->offset + w->count };
+
+  if (w->extents)
+    w->r = backing_extents (w->disk->backing, w->count, w->offset, count_extent,
+                            &place);
+  else
+    w->r = read_disk (w->disk, w->count, w->offset);
+  return NULL;
+}
+
+#define NR_WAITERS 4
+#define MANY_SECONDS 60 /* before which nobody gives up */
+#define AT_ONCE 10      /* seconds, on a machine that is busy */
+
+static void
+start_waiters (struct waiter *waiters, struct disk *disk, bool extents)
+{
+  unsigned i;
+
+  for (i = 0; i < NR_WAITERS; i++) {
+    waiters[i] = (struct waiter){
+      .disk = disk,
+      .extents = extents,
+      .count = i ? 70000 : 3000000,
+      .offset = i * 2000001,
+      .r = -1,
+    };
+    CHECK_EQ (pthread_create (&waiters[i].thread, NULL, ask, &waiters[i]), 0);
+  }
+}
+
+/* Interrupt the waiters: they fail at once, and so does what comes later;
+ * nothing is told, and it can be closed.  CONNECTION, unless -1, is one that
+ * is being made, and is given up.
+ */
+static void
+check_interrupt (struct waiter *waiters, struct disk *disk, int connection)
+{
+  const double began = seconds_now ();
+  const unsigned nr_told = disk->told.nr;
+  struct waiter later = { .disk = disk, .count = 5000, .offset = 9000000 };
+  unsigned i;
+  char byte;
+
+  backing_interrupt (disk->backing);
+  for (i = 0; i < NR_WAITERS; i++) {
+    pthread_join (waiters[i].thread, NULL);
+    CHECK_EQ (waiters[i].r, EIO);
+  }
+  for (i = 0; i < 4; i++) {
+    later.extents = i % 2;
+    ask (&later);
+    /* Where the server would not tell of them, extents are no request. */
+    CHECK_EQ (later.r, later.extents && disk->how.simple ? 0 : EIO);
+    CHECK_EQ (backing_cache (disk->backing, 5000000, 0), 0);
+    backing_interrupt (disk->backing);
+  }
+  if (connection >= 0)
+    CHECK_EQ (recv (connection, &byte, 1, 0), 0);
+  backing_close (disk->backing);
+  CHECK_EQ (disk->told.nr, nr_told);
+  CHECK (seconds_now () - began < AT_ONCE);
+}
+
+/* The server does not answer: with SIMPLE, it is a read that it does not
+ * answer, else what is asked is extents.
+ */
+static void
+test_interrupt_mute (uint64_t seed, bool simple, bool extents)
+{
+  struct fake_nbd_how how = honest;
+  struct waiter waiters[NR_WAITERS];
+  struct disk disk;
+
+  how.simple = simple;
+  how.mute = true;
+  memset (&disk, 0, sizeof disk);
+  disk.how = how;
+  fake_nbd_start (&disk.server, socket_path, seed, &how);
+  CHECK_EQ (try_to_open (&disk, MANY_SECONDS, true), 0);
+  start_waiters (waiters, &disk, extents);
+  /* Who asks for what another one asked for waits for him. */
+  while (disk.server.nr_muted < (simple ? NR_WAITERS : 1))
+    usleep (1000);
+  check_interrupt (waiters, &disk, -1);
+  CHECK_EQ (disk.told.nr, 0);
+  CHECK_EQ (disk.server.nr_connections, 1);
+  fake_nbd_stop (&disk.server);
+}
+
+/* A socket to which one can connect, and that is all. */
+static int
+listen_only (void)
+{
+  struct sockaddr_un address = { .sun_family = AF_UNIX };
+  const int fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+  CHECK (fd >= 0);
+  CHECK (strlen (socket_path) < sizeof address.sun_path);
+  strcpy (address.sun_path, socket_path);
+  unlink (socket_path);
+  CHECK_EQ (bind (fd, (struct sockaddr *) &address, sizeof address), 0);
+  CHECK_EQ (listen (fd, 16), 0);
+  return fd;
+}
+
+/* The server is gone, or is another one that says nothing at all. */
+static void
+test_interrupt_gone (uint64_t seed, bool another)
+{
+  struct waiter waiters[NR_WAITERS];
+  int fd = -1, connection = -1;
+  struct fake_nbd_how how = honest;
+  struct disk disk;
+
+  how.simple = true; /* no extents that are known already */
+  open_disk (&disk, seed, &how, MANY_SECONDS);
+  CHECK_EQ (read_disk (&disk, 5000, 0), 0);
+  fake_nbd_stop (&disk.server);
+  if (another)
+    fd = listen_only ();
+  start_waiters (waiters, &disk, false);
+  if (another) {
+    connection = accept4 (fd, NULL, NULL, SOCK_CLOEXEC);
+    CHECK (connection >= 0);
+  }
+  while (disk.told.nr_losses < 1 || (!another && disk.told.nr_failures < 1))
+    usleep (1000);
+  check_interrupt (waiters, &disk, connection);
+  if (another) {
+    close (connection);
+    close (fd);
+  }
+}
+
+/* Before there was a request. */
+static void
+test_interrupt_first (uint64_t seed)
+{
+  struct disk disk;
+
+  memset (&disk, 0, sizeof disk);
+  disk.how = honest;
+  fake_nbd_start (&disk.server, socket_path, seed, &honest);
+  CHECK_EQ (try_to_open (&disk, MANY_SECONDS, true), 0);
+  backing_interrupt (disk.backing);
+  CHECK_EQ (read_disk (&disk, 5000, 0), EIO);
+  backing_close (disk.backing);
+  CHECK_EQ (disk.told.nr, 0);
+  CHECK_EQ (disk.server.nr_reads, 0);
+  fake_nbd_stop (&disk.server);
+}
+
+static void *
+read_until_error (void *opaque)
+{
+  struct reader *rd = opaque;
+  int r;
+
+  do {
+    const uint64_t offset = rng_below (&rd->rng, rd->disk->how.size_bytes - 1);
+
+    r = read_disk (rd->disk, rng_range (&rd->rng, 1, 200000), offset);
+    if (rng_one_in (&rd->rng, 5))
+      CHECK_EQ (backing_cache (rd->disk->backing, 70000, offset), 0);
+  } while (r == 0);
+  CHECK_EQ (r, EIO);
+  CHECK_EQ (read_disk (rd->disk, 5000000, 0), EIO);
+  return NULL;
+}
+
+/* At any moment while many read: all that was read is right. */
+static void
+test_interrupt_any_time (uint64_t seed)
+{
+  struct rng rng = { seed };
+  unsigned i, j;
+
+  for (i = 0; i < 20; i++) {
+    struct reader readers[NR_READERS];
+    struct fake_nbd_how how = honest;
+    struct disk disk;
+
+    how.shuffles = rng_one_in (&rng, 2);
+    how.simple = rng_one_in (&rng, 2);
+    open_disk (&disk, seed, &how, MANY_SECONDS);
+    for (j = 0; j < NR_READERS; j++) {
+      readers[j] = (struct reader){
+        .disk = &disk,
+        .rng = { rng_next (&rng) },
+      };
+      CHECK_EQ (pthread_create (&readers[j].thread, NULL, read_until_error,
+                                &readers[j]),
+                0);
+    }
+    usleep (rng_below (&rng, 20000));
+    backing_interrupt (disk.backing);
+    for (j = 0; j < NR_READERS; j++)
+      pthread_join (readers[j].thread, NULL);
+    close_disk (&disk);
+    CHECK_EQ (disk.told.nr, 0);
+  }
+}
+
 int
 main (int argc, char *argv[])
 {
@@ -570,6 +796,13 @@ main (int argc, char *argv[])
     test_another (seed);
     test_fork (seed);
     test_close (seed);
+    test_interrupt_mute (seed, true, false);
+    test_interrupt_mute (seed, false, false);
+    test_interrupt_mute (seed, false, true);
+    test_interrupt_gone (seed, false);
+    test_interrupt_gone (seed, true);
+    test_interrupt_first (seed);
+    test_interrupt_any_time (seed);
   }
   free (socket_path);
   free (folder);
