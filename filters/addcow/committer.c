@@ -102,8 +102,11 @@ committer_start (struct committer *c, bool threaded)
   if (c->interval_seconds == 0 || !threaded)
     return 0;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
+  /* Before it begins, as it looks at this too. */
+  c->running = true;
   r = pthread_create (&c->thread, NULL, committer_thread, c);
-  c->running = r == 0;
+  if (r)
+    c->running = false;
   return r;
 }
 
