@@ -257,6 +257,8 @@ wait_for_end (struct stream *s)
     if (n > 0 && fds[1].revents)
       take_signal (s);
   }
+  /* It may have come to its end since the last look. */
+  progress_update (&s->shown, s->progress ? stderr : NULL, nr_bytes_done (s));
   return EXIT_SUCCESS;
 }
 
