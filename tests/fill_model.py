@@ -198,9 +198,18 @@ class Model(model.Model):
         for path in self.options.switch:
             self.turn(path)
 
+    def read_all(self):
+        h = self.server.connect()
+        for offset in range(0, self.size, 1 << 16):
+            h.pread(min(1 << 16, self.size - offset), offset)
+        h.flush()
+        h.shutdown()
+
     def wait_until_complete(self, busy):
         for path in self.options.switch:
             self.turn(path, True)
+        if self.options.read_all:
+            self.read_all()
         end = time.monotonic() + self.options.patience
         while not (self.is_complete() and
                    (self.was_complete or self.is_alone())):
@@ -254,6 +263,8 @@ def main():
                         help="what is read is allocated after a stop")
     parser.add_argument("--switch", action="append", default=[],
                         help="a path to make and remove meanwhile")
+    parser.add_argument("--read-all", action="store_true",
+                        help="at last read all, as nothing else fills it")
     parser.add_argument("--base-pid", type=int,
                         help="to kill when the disk is complete at last")
     for name in "base", "overlay", "image":

@@ -113,15 +113,15 @@ try --switch "$tmp/hydrate" --switch "$tmp/on-read" -- -- \
     addcow-on-read="$tmp/on-read" addcow-hydrate="$tmp/hydrate" \
     addcow-hydrate-rate=2M
 
-# Plugins that take one request at a time, and connections that do not see
-# each other's flushes.
+# Plugins that take one request at a time, and connections that need not see
+# what others do: there, clients keep what they read by themselves.
 new_base
 slow_base
 try --keeps-reads -- --filter=noparallel -- "${always[@]}" serialize=requests
-try --keeps-reads -- --filter=noparallel -- \
-    "${always[@]}" serialize=all-requests
-try --keeps-reads -- --filter=multi-conn --filter=fua -- \
-    "${always[@]}" multi-conn-mode=disable fuamode=emulate
+try --keeps-reads --read-all -- --filter=noparallel -- \
+    addcow-on-read=true serialize=all-requests
+try --keeps-reads --read-all -- --filter=multi-conn --filter=fua -- \
+    addcow-on-read=true multi-conn-mode=disable fuamode=emulate
 stop_base
 
 # Another overlay, whose image is the base.
