@@ -15,6 +15,7 @@
 #include "check.h"
 #include "common.h"
 #include "disk.h"
+#include "fake-nbd.h"
 #include "scratch.h"
 
 #define SECTOR 512
@@ -46,7 +47,7 @@ make_overlay (unsigned n, uint64_t nr_sectors, const char *backing,
   CHECK_EQ (format_set_name (header.image_file, image), 0);
   format_encode (&header, buf);
   /* The hint, which says that it is an overlay. */
-  if (backing[0])
+  if (backing[0] && !name_is_uri (backing))
     memcpy (buf + 12 + strlen (backing) + 1, "format=add-cow",
             sizeof "format=add-cow");
   scratch_file (path, buf, sizeof buf);
@@ -334,6 +335,82 @@ test_extents (bool data)
   disk_close (disk);
 }
 
+/*--- Interrupted. -----------------------------------------------------*/
+
+struct waiter {
+  struct disk *disk;
+  struct image_file image;
+  int r;
+  struct fault fault;
+};
+
+static void *
+read_a_sector (void *opaque)
+{
+  struct waiter *w = opaque;
+  char buf[SECTOR];
+
+  w->r = overlay_read (w->disk->overlay, &w->image.image, buf, sizeof buf, 0,
+                       &w->fault);
+  return NULL;
+}
+
+/* Who waits for a server below two overlays need not wait for long. */
+static void
+test_interrupt (void)
+{
+  const struct fake_nbd_how how = {
+    .size_bytes = 8 * SECTOR,
+    .extent_bytes = 65536,
+    .max_sent = -1,
+  };
+  CLEANUP_FREE char *path = file_in ("%u.add-cow", 0);
+  CLEANUP_FREE char *socket_path = scratch_path (folder, "sock");
+  CLEANUP_FREE char *uri = NULL;
+  CLEANUP_FAILURE struct failure failure = { 0 };
+  const struct disk_options options = {
+    .backing = { .format = "add-cow", .timeout_seconds = 60 },
+  };
+  const double began = seconds_now ();
+  struct fake_nbd_how mute = how;
+  struct fake_nbd server;
+  struct waiter waiter = { .r = 0 };
+  struct fault fault;
+  pthread_t thread;
+
+  mute.mute = true;
+  make_image ("0.raw", 8, '0');
+  make_image ("1.raw", 8, '1');
+  CHECK (asprintf (&uri, "nbd+unix:///?socket=%s", socket_path) >= 0);
+  close (make_overlay (0, 8, "1.add-cow", "0.raw"));
+  close (make_overlay (1, 8, uri, "1.raw"));
+  fake_nbd_start (&server, socket_path, 1, &how);
+  CHECK_EQ (disk_open (&waiter.disk, path, &options, &failure), 0);
+  fake_nbd_change (&server, &mute);
+  image_file_init (&waiter.image, waiter.disk->image_fd);
+  overlay_attach (waiter.disk->overlay, &waiter.image.image);
+
+  CHECK_EQ (pthread_create (&thread, NULL, read_a_sector, &waiter), 0);
+  while (server.nr_muted == 0)
+    usleep (1000);
+  overlay_interrupt (waiter.disk->overlay);
+  CHECK_EQ (pthread_join (thread, NULL), 0);
+  CHECK (waiter.r == -1 && waiter.fault.part == FAULT_BACKING);
+  CHECK_EQ (waiter.fault.err, EIO);
+  read_a_sector (&waiter);
+  CHECK (waiter.r == -1 && waiter.fault.err == EIO);
+  CHECK (seconds_now () - began < 30);
+
+  /* There is nothing to interrupt where nothing is read any more. */
+  CHECK (overlay_drop_backing (waiter.disk->overlay, false));
+  disk_close_backing (waiter.disk);
+  overlay_interrupt (waiter.disk->overlay);
+  CHECK_EQ (overlay_detach (waiter.disk->overlay, &waiter.image.image, &fault),
+            0);
+  disk_close (waiter.disk);
+  fake_nbd_stop (&server);
+}
+
 int
 main (void)
 {
@@ -344,6 +421,7 @@ main (void)
   test_pinned ();
   test_extents (true);
   test_extents (false);
+  test_interrupt ();
   free (folder);
   return 0;
 }
