@@ -45,7 +45,7 @@
 
 /* So many failing steps in a row are bad sectors, more are a bad part. */
 #define MAX_BAD_STEPS 16
-#define MAX_SKIP_SPANS 65536
+#define MAX_SKIP_SHIFT 40 /* of the smallest steps */
 
 /* The bytes [pos, end) that a worker is filling. */
 struct span {
@@ -317,18 +317,38 @@ narrow_locked (struct worker *w, size_t count)
   return true;
 }
 
-/* It failed in the smallest step: leave that out, and perhaps more. */
-static void
-skip_locked (struct filler *f, struct worker *w)
+static uint64_t
+random_below_locked (struct filler *f, uint64_t n)
 {
-  uint64_t skip;
+  const uint64_t high = rand_r (&f->seed);
 
+  return (high << 31 | rand_r (&f->seed)) % n;
+}
+
+/* It failed on S in the smallest step, COUNT bytes: leave that out, and
+ * perhaps more.
+ */
+static void
+skip_locked (struct filler *f, struct worker *w, struct span *s, uint64_t count)
+{
+  uint64_t n;
+
+  s->pos += MIN (count, s->end - s->pos);
   if (++f->nr_bad_steps <= MAX_BAD_STEPS)
     return;
-  skip = UINT64_C (1) << MIN (f->nr_bad_steps - MAX_BAD_STEPS, 16);
-  skip = (1 + rand_r (&f->seed) % skip) * SPAN_BYTES;
-  f->cursor += MIN (skip, f->size_bytes - f->cursor);
-  w->span.pos = w->span.end;
+  if (s == &w->hot) {
+    s->pos = s->end;
+    return;
+  }
+  n = UINT64_C (1) << MIN (f->nr_bad_steps - MAX_BAD_STEPS, MAX_SKIP_SHIFT);
+  n = random_below_locked (f, n) * MIN_STEP_BYTES;
+  if (n <= s->end - s->pos) {
+    s->pos += n;
+    return;
+  }
+  n -= s->end - s->pos;
+  s->pos = s->end;
+  f->cursor += MIN (n, f->size_bytes - f->cursor);
 }
 
 /* Tell the owner; caller holds lock, which is released meanwhile. */
@@ -352,8 +372,7 @@ reading_failed_locked (struct filler *f, struct worker *w, struct span *s,
 
   if (!narrow_locked (w, count)) {
     f->pass_failed = true;
-    s->pos += MIN (count, s->end - s->pos);
-    skip_locked (f, w);
+    skip_locked (f, w, s, count);
   }
   if (tell)
     tell_locked (f, fault);
