@@ -43,7 +43,8 @@ progress_percent (uint64_t done, uint64_t total)
 {
   if (done >= total)
     return 100;
-  return (unsigned) (10000.0L * done / total) / 100.0;
+  /* Where a long double is no longer than a double, it may be rounded up. */
+  return MIN ((unsigned) (10000.0L * done / total), 9999) / 100.0;
 }
 
 static void
