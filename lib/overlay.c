@@ -771,17 +771,33 @@ overlay_drop_backing (struct overlay *ov, bool wait)
   return ov->nr_in_backing == 0;
 }
 
+/* Is SECTOR allocated?  No, where that cannot be found out. */
+static bool
+is_allocated (struct overlay *ov, uint64_t sector)
+{
+  bool allocated;
+  uint64_t run;
+
+  return map_run (ov->map, sector, 1, &allocated, &run) == 0 && allocated;
+}
+
+/* The last sector is looked at before any other: mostly that will do, as
+ * disks are filled from the front.
+ */
 bool
 overlay_stands_alone (struct overlay *ov)
 {
   const uint64_t end = ov->size_bytes / SECTOR;
   uint64_t sector = ov->first_clear;
-  bool allocated = true;
+  bool allocated;
   uint64_t run;
 
-  while (sector < end) {
-    if (map_run (ov->map, sector, end - sector, &allocated, &run) || !allocated)
-      break;
+  if (sector < end && !is_allocated (ov, end - 1))
+    return false;
+  /* To look for the end of what is not allocated could take long. */
+  while (sector < end && is_allocated (ov, sector)) {
+    if (map_run (ov->map, sector, end - sector, &allocated, &run))
+      return false;
     sector += run;
     ov->first_clear = sector;
   }

@@ -91,10 +91,13 @@ stop_nbdkit "$pid"
 preload=$fault_inject
 export FAULT_TRIGGER=$tmp/trigger
 export FAULT_CALL=pread FAULT_FILE FAULT_ERRNO=5
+# At the end of the disk the metadata may have been read before.
 for FAULT_FILE in base.img new.add-cow; do
-    addcow-img create -q -f -b base.img new.add-cow
+    addcow-img create -q -f -b base.img -i '' new.add-cow 64M
+    truncate -s 64M new.raw
     rm -f trigger
-    start_nbdkit sock --filter="$addcow" file addcow=new.add-cow 2>stderr
+    start_nbdkit sock --filter="$addcow" file new.raw addcow=new.add-cow \
+                 2>stderr
     touch trigger
     nbdsh -u "$uri" -c '
 import errno
