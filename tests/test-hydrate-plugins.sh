@@ -132,15 +132,13 @@ addcow-img create -q -b base.img vm.add-cow
 for value in true "$tmp/switch"; do
     for model in all-requests connections; do
         fails_with "addcow-hydrate cannot be used here" \
-            nbdkit -U "$tmp/no" --filter="$addcow" --filter=noparallel file \
-            addcow=vm.add-cow serialize=$model addcow-hydrate="$value" \
-            --run true
+            nbdkit -f -U "$tmp/no" --filter="$addcow" --filter=noparallel \
+            file addcow=vm.add-cow serialize=$model addcow-hydrate="$value"
     done
     rm -f no # which a server that fails late leaves behind
     fails_with "without multi-conn" \
-        nbdkit -U "$tmp/no" --filter="$addcow" --filter=multi-conn file \
-        addcow=vm.add-cow multi-conn-mode=disable addcow-hydrate="$value" \
-        --run true
+        nbdkit -f -U "$tmp/no" --filter="$addcow" --filter=multi-conn file \
+        addcow=vm.add-cow multi-conn-mode=disable addcow-hydrate="$value"
 done
 
 # But not copy-on-read, and filling on cache requests.

@@ -843,7 +843,8 @@ iteration (uint64_t seed)
   image_store.forgets = metadata_store.forgets = true;
   fill_all = rng_one_in (&rng, 4);
   may_drop = true;
-  dropped = dropping = false;
+  dropped = false;
+  dropping = false;
   fault_one_in = 0;
   open_overlay ();
 
