@@ -250,8 +250,35 @@ ends 1
 tail -n 1 err | grep -xF "$interrupted"
 kill -CONT "$base_pid"
 partly
+
 goes_on "$base_uri"
 stop_nbdkit "$base_pid"
+
+# Nor when it begins: there is nothing to be committed then.
+cat > silent.py <<'PY'
+import os, socket, sys
+s = socket.socket(socket.AF_UNIX)
+if os.path.exists(sys.argv[1]):
+    os.unlink(sys.argv[1])
+s.bind(sys.argv[1])
+s.listen()
+connection = s.accept()
+open(sys.argv[2], "w").close()
+connection[0].recv(1)
+PY
+/usr/bin/python3 silent.py "$tmp/base.sock" "$tmp/accepted" &
+silent=$!
+cleanup_fn "end $silent"
+wait_for test -S "$tmp/base.sock"
+begin "$base_uri"
+rm out err
+keep
+start_stream
+wait_for test -e "$tmp/accepted"
+kill -TERM $streamer
+ends 143
+rm out err
+kept
 
 ### No space.
 
