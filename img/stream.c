@@ -85,6 +85,22 @@ fault_error (const struct stream *s, const struct fault *fault)
   }
 }
 
+/* Other than for create there is no option to say what the backing file is.
+ */
+static int
+open_failure (const struct stream *s, const struct failure *failure)
+{
+  if (failure->err != ADDCOW_E_FOREIGN_FORMAT || failure->detail ||
+      failure->file_name == NULL)
+    return img_failure (failure);
+  img_error ("%s: begins like a disk image of the format %s, and is read as "
+             "raw only when %s says so: make that with addcow-img create -F "
+             "%s, or -F raw to insist",
+             failure->file_name, failure->format, s->file_name,
+             failure->format);
+  return EXIT_FAILURE;
+}
+
 /* Of a server that was lost; in a thread. */
 static void
 log_backing (void *opaque UNUSED, const char *name, const char *text)
@@ -177,7 +193,7 @@ open_disk (struct stream *s)
   int r;
 
   if (disk_open (&s->disk, s->file_name, &options, &failure))
-    return img_failure (&failure);
+    return open_failure (s, &failure);
   if (!s->disk->writable)
     return img_file_error (s->file_name,
                            access (s->file_name, W_OK) == -1 ? errno : EACCES);

@@ -96,3 +96,12 @@ addcow-img create -q -b base.img 1.add-cow
 addcow-img create -q -b 1.add-cow -F add-cow vm.add-cow
 addcow-img create -q -f -b vm.add-cow -F add-cow -i 1.raw 1.add-cow
 bad "is a backing file of itself" vm.add-cow
+
+# What the backing file is has to be said when the overlay is made.
+rm vm.*
+truncate -s $size odd.img
+metadata vm.add-cow size=$size backing=odd.img image=vm.raw
+truncate -s $size vm.raw
+printf 'QFI\xfb' | dd of=odd.img conv=notrunc status=none
+bad "only when vm.add-cow says so: make that with addcow-img create -F" \
+    vm.add-cow
