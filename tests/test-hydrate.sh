@@ -382,3 +382,47 @@ h.flush()
 "
 wait_for alone log
 stop_nbdkit "$pid"
+
+# Somebody waits for a server that does not answer, for what is in the image
+# by now: that is what he gets, and nobody waits for the server any more.
+cat > held.py <<'PY'
+import sys
+from fill_client import *
+
+reader, writer = connect(sys.argv[1]), connect(sys.argv[1])
+base = file_bytes("base.img")
+buf = nbd.Buffer(65536)
+touch("hold")
+reading = start(reader, lambda h: h.aio_pread(buf, 0))
+wait_for(held)
+os.unlink("hold")
+writer.pwrite(b"w" * len(base), 0)
+assert not finished(reader, [reading])
+flushing = start(writer, lambda h: h.aio_flush())
+finish(writer, flushing)
+assert len(bits("vm.add-cow")) == len(base) // SECTOR
+finish(reader, reading)
+assert buf.to_bytearray() == b"w" * 65536
+def alone():
+    writer.flush()
+    return "stands alone" in open("log").read()
+wait_for(alone)
+assert writer.pread(len(base), 0) == b"w" * len(base)
+reader.shutdown()
+writer.shutdown()
+PY
+for interval in 0 1; do
+    gated reads base.img
+    start_base base.sock -r "${plugin[@]}"
+    rm -f vm.*
+    addcow-img create -q -b "$base_uri" -F raw vm.add-cow
+    start_nbdkit sock --filter="$addcow" file addcow=vm.add-cow \
+        addcow-commit-interval=$interval 2>log
+    cleanup_fn "touch $tmp/go"
+    python held.py "$uri"
+    stop_nbdkit "$pid"
+    alone log
+    # Its client has left with a request under way.
+    touch go
+    stop_nbdkit "$base_pid" KILL
+done
