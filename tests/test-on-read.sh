@@ -194,22 +194,25 @@ def client(number):
 
 in_parallel([lambda i=i: client(i) for i in range(3)])
 PY
-# slow_image: a new overlay of large.img, whose image takes its time.
+# slow_image BASE SECONDS: a new overlay of BASE, whose image takes so long for
+# a write, which a thread does: without multi-conn it would be the reader.
 slow_image ()
 {
+    local bytes
+    bytes=$(stat -c %s "$1")
     rm -f vm.*
-    addcow-img create -q -b large.img -i '' vm.add-cow
-    truncate -s 12M vm.raw
+    addcow-img create -q -b "$1" -i '' vm.add-cow
+    truncate -s "$bytes" vm.raw
     # shellcheck disable=SC2016 # for the plugin
     start_nbdkit sock --filter="$addcow" eval addcow=vm.add-cow \
         addcow-on-read=true addcow-commit-interval=1 \
-        thread_model='echo parallel' get_size='echo 12M' \
+        thread_model='echo parallel' get_size="echo $bytes" \
         pread='dd if=$tmp/vm.raw bs=64K skip=$4 count=$3 \
             iflag=skip_bytes,count_bytes status=none' \
         can_write='exit 0' \
-        pwrite='sleep 0.03; dd of=$tmp/vm.raw bs=64K seek=$4 \
+        pwrite="sleep $2;"'dd of=$tmp/vm.raw bs=64K seek=$4 \
             oflag=seek_bytes iflag=fullblock conv=notrunc status=none' \
-        can_flush='exit 0' flush='exit 0'
+        can_flush='exit 0' flush='exit 0' can_multi_conn='exit 0' 2>log
 }
 
 cat > large.py <<'PY'
@@ -218,14 +221,14 @@ base = file_bytes("large.img")
 check_image(base, base)
 PY
 
-slow_image
+slow_image large.img 0.03
 python much.py "$uri"
 stop_nbdkit "$pid"
 [ "$(bits vm.add-cow)" -eq $((6 * 1024 * 2 + 128)) ]
 python large.py
 
 # Killed, it loses no more than that; whatever is allocated is right.
-slow_image
+slow_image large.img 0.03
 python much.py "$uri"
 stop_nbdkit "$pid" KILL
 python large.py
