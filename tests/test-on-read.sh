@@ -233,6 +233,17 @@ python much.py "$uri"
 stop_nbdkit "$pid" KILL
 python large.py
 
+# The last there was to be kept: that the disk stands alone is told then.
+random_file small.img 65536
+slow_image small.img 1
+nbdsh -u "$uri" -c '
+assert h.pread(65536, 0) == open("small.img", "rb").read()'
+stop_nbdkit "$pid"
+cat log
+cmp small.img vm.raw
+complete vm.add-cow true
+grep -F 'stands alone: vm.add-cow and the backing file are no longer' log
+
 ### The image fails: that is no matter of the reader's.
 
 cat > errors.py <<'PY'

@@ -551,6 +551,8 @@ addcow_cleanup (nbdkit_backend *backend UNUSED)
   if (!hydrate_stop (&hydrate, &fault))
     report_commit_fault (&fault);
   committer_stop (&committer);
+  /* By what was kept only now. */
+  look_if_alone (true);
   if (overlay_uncommitted (disk->overlay))
     nbdkit_error ("%s: what was allocated since the last commit is lost",
                   disk->file_name);
