@@ -37,7 +37,8 @@ image ()
     keep
     fails_in_time "$2: $1" "${@:3}" serve file addcow=x.add-cow
     fails_in_time "$2: $1" "${@:3}" serve -r file addcow=x.add-cow
-    fails_in_time "$2: $1" "${@:3}" addcow-img stream x.add-cow
+    [ -n "$ADDCOW_VALGRIND" ] ||
+        fails_in_time "$2: $1" "${@:3}" addcow-img stream x.add-cow
     nbdkit_says fails_in_time "$2: $1" "${@:3}" serve file addcow=vm.add-cow \
         file="$2"
     # Nor is it one that create would keep.
@@ -62,7 +63,8 @@ missing="No such file or directory"
 for name in missing.raw missing/x.raw dangling; do
     metadata x.add-cow size=$size backing=base.img image=$name
     refused "$name: $missing" serve file addcow=x.add-cow
-    refused "$name: $missing" addcow-img stream x.add-cow
+    [ -n "$ADDCOW_VALGRIND" ] ||
+        refused "$name: $missing" addcow-img stream x.add-cow
     nbdkit_says refused "$name: $missing" serve file addcow=vm.add-cow \
         file=$name
     rm x.add-cow
@@ -78,7 +80,8 @@ for name in nbd://localhost nbd+unix:///?socket=x a:b.raw json:{} \
     metadata x.add-cow size=$size backing=base.img image="$name"
     keep
     fails_in_time "$name: $uri" serve file addcow=x.add-cow
-    fails_in_time "$name: $uri" addcow-img stream x.add-cow
+    [ -n "$ADDCOW_VALGRIND" ] ||
+        fails_in_time "$name: $uri" addcow-img stream x.add-cow
     fails_in_time "$name: $uri" addcow-img create -i "$name" z.add-cow $size
     kept
     rm x.add-cow
@@ -149,7 +152,8 @@ same ()
     keep
     fails_in_time "$1" serve file addcow=self.add-cow
     fails_in_time "$1" serve -r file addcow=self-link
-    fails_in_time "$1" addcow-img stream self-hard
+    [ -n "$ADDCOW_VALGRIND" ] ||
+        fails_in_time "$1" addcow-img stream self-hard
     fails_in_time "$1" addcow-img create -f -b "$2" -i "$3" self.add-cow
     fails_in_time "$1" addcow-img create -f -b "$2" -i "$3" self-link $size
     kept
@@ -188,7 +192,8 @@ backing ()
     keep
     fails_in_time "$2: $1" "${@:3}" serve file addcow=x.add-cow
     fails_in_time "$2: $1" "${@:3}" serve -r memory $size addcow=x.add-cow
-    fails_in_time "$2: $1" "${@:3}" addcow-img stream x.add-cow
+    [ -n "$ADDCOW_VALGRIND" ] ||
+        fails_in_time "$2: $1" "${@:3}" addcow-img stream x.add-cow
     fails_in_time "$2: $1" "${@:3}" addcow-img create -b "$2" y.add-cow
     fails_in_time "$2: $1" "${@:3}" addcow-img create -b "$2" y.add-cow $size
     kept

@@ -133,7 +133,8 @@ check ()
     fi
     fails_in_time "$text" "$@" addcow-img info --output=$output "$name"
     fails_in_time "$text" "$@" serve $read_only file addcow="$name"
-    fails_in_time "$text" "$@" addcow-img stream "$name"
+    [ -n "$ADDCOW_VALGRIND" ] ||
+        fails_in_time "$text" "$@" addcow-img stream "$name"
 }
 
 for f in good/*; do
