@@ -86,7 +86,7 @@ ends_soon ()
 cat > gate.sh <<'SH'
 if [ -e "$tmp/hold" ]; then
     echo "$4 $3" >> "$tmp/held"
-    until [ -e "$tmp/go" ]; do sleep 0.05; done
+    while [ -d "$tmp" ] && [ ! -e "$tmp/go" ]; do sleep 0.05; done
 fi
 SH
 
