@@ -606,6 +606,11 @@ fill_locked (struct filler *f, struct worker *w, struct span *s, bool busy)
   }
   if (s == &w->span && filled.nr_copied)
     note_data_locked (w, pos, &filled);
+  /* What is left out must not be forgotten with what is around it: a client
+   * may write it, and have it committed later.
+   */
+  if (r == -1 && s == &w->span)
+    w->data = (struct span){ 0, 0 };
   account_locked (f, w, s, n, r, &filled, &fault);
   w->working = false;
   if (had_span && w->span.pos == w->span.end)

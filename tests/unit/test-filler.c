@@ -1100,6 +1100,22 @@ test_write_out_hot (void)
   end ();
 }
 
+/* What could not be filled is no part of it, nor what is before that. */
+static void
+test_write_out_around (void)
+{
+  begin (4 * MIB, 4 * MIB);
+  bad_begin = MIB;
+  bad_end = MIB + SECTOR;
+  START (.nr_workers = 1, .image_fd = IMAGE_FD);
+  pass_until (500 * MS);
+  CHECK_EQ (filler_nr_bytes (filler), 4 * MIB - 4096);
+  CHECK_EQ (written_out.nr_begun, 3 * MIB - 4096);
+  bad_end = 0;
+  stop ();
+  end ();
+}
+
 static void
 test_write_out_by_all (void)
 {
@@ -1253,6 +1269,7 @@ main (void)
   test_commit_bytes ();
   test_write_out ();
   test_write_out_hot ();
+  test_write_out_around ();
   test_write_out_by_all ();
   test_write_out_much ();
   test_write_out_fails ();
