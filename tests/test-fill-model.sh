@@ -114,13 +114,14 @@ try --switch "$tmp/hydrate" --switch "$tmp/on-read" -- -- \
     addcow-hydrate-rate=2M
 
 # Plugins that take one request at a time, and connections that need not see
-# what others do: there, clients keep what they read by themselves.
+# what others do: there, clients keep what they read by themselves.  That is
+# not kept then to which somebody writes just now.
 new_base
 slow_base
 try --keeps-reads -- --filter=noparallel -- "${always[@]}" serialize=requests
 try --keeps-reads --read-all -- --filter=noparallel -- \
     addcow-on-read=true serialize=all-requests
-try --keeps-reads --read-all -- --filter=multi-conn --filter=fua -- \
+try --read-all -- --filter=multi-conn --filter=fua -- \
     addcow-on-read=true multi-conn-mode=disable fuamode=emulate
 stop_base
 
