@@ -119,8 +119,9 @@ start_it ()
 start_it
 rm -f vm.*
 addcow-img create -q -b "$base_uri" -F raw vm.add-cow
+# Slowly, or all could be there before the server goes.
 start_nbdkit sock --filter="$addcow" file addcow=vm.add-cow \
-    addcow-hydrate=true addcow-hydrate-rate=1M addcow-commit-interval=1 \
+    addcow-hydrate=true addcow-hydrate-rate=100K addcow-commit-interval=1 \
     addcow-backing-timeout=1 2>log
 wait_for has_bits vm.add-cow 1
 stop_nbdkit "$base_pid" KILL
@@ -135,12 +136,17 @@ ends_soon "$pid"
 # It is there when this starts, or it would not.
 start_it
 start_nbdkit sock --filter="$addcow" file addcow=vm.add-cow \
-    addcow-hydrate=true addcow-hydrate-rate=2M addcow-commit-interval=1 \
-    addcow-backing-timeout=1 2>log
+    addcow-hydrate=true addcow-hydrate-rate=100K addcow-commit-interval=1 \
+    addcow-on-cache=true addcow-backing-timeout=1 2>log
 wait_for has_bits vm.add-cow $(($(bits vm.add-cow) + 1))
 stop_nbdkit "$base_pid" KILL
 wait_for eval "told log '$text' | grep -x 1"
 start_it
+wait_for has_bits vm.add-cow $(($(bits vm.add-cow) + 1))
+# The rest at once.
+nbdsh -u "$uri" -c "
+for at in range(0, $size, 1 << 20):
+    h.cache(1 << 20, at)"
 finish "$text"
 stop_nbdkit "$base_pid" KILL
 
