@@ -208,6 +208,7 @@ open_below (struct disk **disk, const struct location *location,
     .read_only = true,
     .check_image = true,
     .metadata_path = location->path,
+    .unlocked = options->unlocked,
     .backing = *options,
   };
   int r;

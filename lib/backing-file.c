@@ -76,7 +76,7 @@ backing_file_open (struct backing **backing, const struct location *location,
   int r;
 
   r = fd_open_disk (location->path, &fd, &size_bytes);
-  if (r == 0)
+  if (r == 0 && !options->unlocked)
     r = lock_qemu (fd, false);
   if (r)
     return failure_set (failure, location->name, r);

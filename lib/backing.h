@@ -11,6 +11,7 @@
 #ifndef ADDCOW_BACKING_H
 #define ADDCOW_BACKING_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -83,6 +84,9 @@ struct backing_options {
    * such images of other formats name themselves is refused.  Or NULL.
    */
   const char *confine;
+
+  /* Take no locks: see disk.h. */
+  bool unlocked;
 
   /* The metadata files above, see backing-addcow.h; or NULL. */
   const struct chain *chain;

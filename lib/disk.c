@@ -50,7 +50,9 @@ open_and_lock (struct disk *disk, const struct disk_options *options)
   }
   if (r == 0)
     r = chain_check_file (options->backing.chain, disk->metadata_fd);
-  return r ? r : lock_metadata (disk->metadata_fd, disk->writable);
+  if (r || options->unlocked)
+    return r;
+  return lock_metadata (disk->metadata_fd, disk->writable);
 }
 
 /* Is what is open the file that has the name? */
@@ -195,8 +197,9 @@ check_distinct (struct disk *disk, struct failure *failure)
 }
 
 static int
-open_image (struct disk *disk, bool check)
+open_image (struct disk *disk, const struct disk_options *options)
 {
+  const bool check = options->check_image;
   uint64_t size_bytes;
   int r;
 
@@ -205,7 +208,7 @@ open_image (struct disk *disk, bool check)
     return check ? r : 0;
   if (check && size_bytes < disk->header.size_bytes)
     return ADDCOW_E_IMAGE_SHORT;
-  return lock_qemu (disk->image_fd, disk->writable);
+  return options->unlocked ? 0 : lock_qemu (disk->image_fd, disk->writable);
 }
 
 /* Tell the log of OPTIONS if the backing file is not as *HINTS say. */
@@ -256,6 +259,7 @@ open_backing (struct disk *disk, const struct disk_options *options,
   if (r)
     return failure_set (failure, disk->file_name, r);
   backing.chain = &link;
+  backing.unlocked = options->unlocked;
   r = backing_open (&disk->backing, &disk->backing_location, &backing, failure);
   if (r)
     return r;
@@ -307,11 +311,11 @@ open_all (struct disk *disk, const struct disk_options *options,
   if (r)
     return r;
   if (disk->image_location.path) {
-    r = open_image (disk, options->check_image);
+    r = open_image (disk, options);
     if (r)
       return failure_set (failure, disk->image_location.name, r);
   }
-  if (disk->backing_location.name) {
+  if (disk->backing_location.name && !options->without_backing) {
     r = open_backing_if_needed (disk, options, failure);
     if (r)
       return r;

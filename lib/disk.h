@@ -42,6 +42,16 @@ struct disk_options {
    */
   const char *backing_name;
 
+  /* Find out where the backing file is, but do not open it: the disk reads as
+   * if there were none.
+   */
+  bool without_backing;
+
+  /* Look at a disk that somebody else may be using, and take no locks; with
+   * read_only.  What is read may be of different moments.
+   */
+  bool unlocked;
+
   /* A format here goes before that of the header's hint.  The chain is set
    * by disk_open and by nobody else.  Log is also told when the backing
    * file is not as the header's hints say it was.
