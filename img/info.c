@@ -20,12 +20,12 @@
 
 #include <json-c/json.h>
 
+#include "bitmap.h"
 #include "common.h"
 #include "hints.h"
 #include "image-file.h"
 #include "img.h"
 #include "lock.h"
-#include "map.h"
 #include "metadata.h"
 #include "names.h"
 #include "progress.h"
@@ -122,8 +122,8 @@ collect_state (struct info *info, int fd)
     return r;
   info->in_use = lock_metadata_has_writer (fd);
   image_file_init (&metadata, fd);
-  return map_count_allocated (&metadata.image, info->header.size_bytes,
-                              &info->nr_allocated);
+  return bitmap_count (&metadata.image, 0, nr_sectors (info),
+                       &info->nr_allocated);
 }
 
 static int

@@ -15,12 +15,12 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "bitmap.h"
 #include "common.h"
 #include "disk.h"
 #include "filler.h"
 #include "image-file.h"
 #include "img.h"
-#include "map.h"
 #include "open-disk.h"
 #include "work.h"
 
@@ -87,8 +87,9 @@ open_disk (struct stream *s)
   if (open_disk_writable (s->file_name, false, &s->disk, &s->image_fd) !=
       EXIT_SUCCESS)
     return EXIT_FAILURE;
-  r = map_count_allocated (&s->disk->metadata.image, s->disk->header.size_bytes,
-                           &s->nr_bytes_before);
+  r = bitmap_count (&s->disk->metadata.image, 0,
+                    s->disk->header.size_bytes / FORMAT_SECTOR_BYTES,
+                    &s->nr_bytes_before);
   if (r)
     return img_file_error (s->file_name, r);
   s->nr_bytes_before *= FORMAT_SECTOR_BYTES;

@@ -11,11 +11,11 @@
 #include <unistd.h>
 
 #include "backing-addcow.h"
+#include "bitmap.h"
 #include "common.h"
 #include "disk.h"
 #include "hints.h"
 #include "lock.h"
-#include "map.h"
 #include "metadata.h"
 #include "names.h"
 
@@ -271,11 +271,11 @@ open_backing (struct disk *disk, const struct disk_options *options,
 static bool
 is_complete (struct disk *disk)
 {
-  uint64_t nr_sectors;
+  const uint64_t nr_sectors = disk->header.size_bytes / FORMAT_SECTOR_BYTES;
+  uint64_t nr_set;
 
-  return map_count_allocated (&disk->metadata.image, disk->header.size_bytes,
-                              &nr_sectors) == 0 &&
-         nr_sectors == disk->header.size_bytes / FORMAT_SECTOR_BYTES;
+  return bitmap_count (&disk->metadata.image, 0, nr_sectors, &nr_set) == 0 &&
+         nr_set == nr_sectors;
 }
 
 /* A disk that stands alone needs no backing file: it may be gone. */

@@ -139,11 +139,4 @@ int map_write_frozen (struct map *map);
  */
 void map_thaw (struct map *map, bool committed);
 
-/* Count the bits that are set in the metadata file METADATA of a disk of
- * SIZE_BYTES, without a map: reads every page that is not a hole.  The
- * file may be in use.  Returns 0 or an error number.
- */
-int map_count_allocated (struct image *metadata, uint64_t size_bytes,
-                         uint64_t *nr_sectors);
-
 #endif /* ADDCOW_MAP_H */

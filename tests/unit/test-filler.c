@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <stdatomic.h>
 
+#include "bitmap.h"
 #include "common.h"
 #include "filler.h"
 #include "format.h"
@@ -449,7 +450,7 @@ nr_on_disk (void)
 {
   uint64_t n;
 
-  CHECK_EQ (map_count_allocated (&metadata.image, size_bytes, &n), 0);
+  CHECK_EQ (bitmap_count (&metadata.image, 0, size_bytes / SECTOR, &n), 0);
   return n * SECTOR;
 }
 

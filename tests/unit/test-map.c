@@ -12,6 +12,7 @@
 #include <stdatomic.h>
 #include <sys/mman.h>
 
+#include "bitmap.h"
 #include "common.h"
 #include "format.h"
 #include "map.h"
@@ -432,8 +433,7 @@ test_model (struct rng *rng, unsigned nr_steps)
   metadata.port.one_extent = false;
   for (n = 0, i = 0; i < model.nr_sectors; i++)
     n += model.now[i];
-  CHECK_EQ (
-      map_count_allocated (&metadata.image, model.nr_sectors * SECTOR, &i), 0);
+  CHECK_EQ (bitmap_count (&metadata.image, 0, model.nr_sectors, &i), 0);
   CHECK_EQ (i, n);
   map_close (map);
   open_map (model.nr_sectors);
@@ -614,8 +614,7 @@ test_large (void)
 
   /* Nor are holes read to be counted. */
   sim_log_clear (&world);
-  CHECK_EQ (map_count_allocated (&metadata.image, nr_sectors * SECTOR, &run),
-            0);
+  CHECK_EQ (bitmap_count (&metadata.image, 0, nr_sectors, &run), 0);
   CHECK_EQ (run, 1001);
   CHECK (sim_log_count (&world, NULL, SIM_READ) < 10);
   end ();
@@ -652,8 +651,7 @@ test_load_error (void)
     CHECK (get (page_sector (2)));
 
     sim_fail (&metadata.port, ops[i], 1, EREMOTEIO, 0);
-    CHECK_EQ (map_count_allocated (&metadata.image, nr_sectors * SECTOR, &run),
-              EREMOTEIO);
+    CHECK_EQ (bitmap_count (&metadata.image, 0, nr_sectors, &run), EREMOTEIO);
     end ();
   }
 }
@@ -949,7 +947,7 @@ test_full_pages (void)
 
   for (i = 0; i < nr_sectors; i += 4321)
     CHECK (get (i));
-  CHECK_EQ (map_count_allocated (&metadata.image, nr_sectors * SECTOR, &i), 0);
+  CHECK_EQ (bitmap_count (&metadata.image, 0, nr_sectors, &i), 0);
   CHECK_EQ (i, nr_sectors);
   end ();
 }
@@ -1158,8 +1156,7 @@ test_set_race (void)
   for (i = 0; i < LOAD_THREADS; i++)
     pthread_join (threads[i], NULL);
   CHECK_EQ (commit (), 0);
-  CHECK_EQ (
-      map_count_allocated (&metadata.image, page_sector (4) * SECTOR, &nr), 0);
+  CHECK_EQ (bitmap_count (&metadata.image, 0, page_sector (4), &nr), 0);
   CHECK_EQ (nr, page_sector (4));
   CHECK_EQ (nr_given_back, given_back + 4 * PAGE_BYTES);
   end ();
