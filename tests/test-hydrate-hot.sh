@@ -17,7 +17,7 @@ source "$abs_srcdir/filling.sh"
 
 # Slow enough for a guest to be in time, with more of it than will be filled.
 start_serial base.sock -r --filter=log --filter=delay pattern 1G \
-    logfile=base.log rdelay=50ms
+    logfile=base.log rdelay=150ms
 addcow-img create -q -b "$base_uri" -F raw vm.add-cow
 start_nbdkit sock --filter="$addcow" file addcow=vm.add-cow \
     addcow-hydrate=true addcow-commit-interval=1

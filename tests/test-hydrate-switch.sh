@@ -27,7 +27,8 @@ serve ()
 
 ### A path.
 
-serve addcow-hydrate="$tmp/switch" addcow-hydrate-rate=1M
+# Slowly: it must not be over while it is looked at.
+serve addcow-hydrate="$tmp/switch" addcow-hydrate-rate=256K
 # It is not there; a guest reads and writes.  There is time for more than one
 # look at it.
 nbdsh -u "$uri" -c '
