@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: BSD-3-Clause
 #
-# Completion in bash: verbs, options and files of addcow-img.  The lines are
-# typed into an interactive bash, which reads them from a pipe.
+# Completion in bash: verbs, options and files of addcow-img, parameters of
+# the filter, and what nbdkit's own completion says.  The lines are typed into
+# an interactive bash, which reads them from a pipe.
 
 source ./functions.sh
 set -e
@@ -10,9 +11,18 @@ set -x
 
 bash_completion=/usr/share/bash-completion/bash_completion
 requires test -f $bash_completion
+requires test -f /usr/share/bash-completion/completions/nbdkit
 requires type setsid
 
-mkdir "$tmp/bin" "$tmp/none" "$tmp/home" "$tmp/t"
+mkdir "$tmp/bin" "$tmp/compat" "$tmp/none" "$tmp/home" "$tmp/t"
+cp "$abs_top_srcdir/completions/nbdkit-addcow-filter" "$tmp/compat"
+# nbdkit that has the filter.
+{
+    echo '#!/usr/bin/env bash'
+    echo 'set -- "${@/#--filter=addcow/--filter=$addcow}"'
+    echo "exec env ${_preload:+LD_PRELOAD='$_preload'} $(type -P nbdkit)" '"$@"'
+} > "$tmp/bin/nbdkit"
+chmod +x "$tmp/bin/nbdkit"
 ln -s "$abs_top_builddir/img/addcow-img" "$tmp/bin"
 
 cd "$tmp/t"
@@ -29,10 +39,12 @@ formats+=' vmdk vpc'
 
 #--- A shell that lines are typed into.
 
-# start_shell [COMMAND]: which bash reads first.
+# start_shell [-c COMPATDIR] [COMMAND]: which bash reads first.
 start_shell ()
 {
+    local compat=$tmp/compat
     stop_shell
+    [ "$1" != -c ] || { compat=$2; shift 2; }
     cat > "$tmp/rc" <<EOF
 source $bash_completion
 PS1=
@@ -51,7 +63,7 @@ EOF
     env HOME="$tmp/home" INPUTRC=/dev/null TERM=dumb \
         PATH="$tmp/bin:$PATH" XDG_DATA_DIRS="$tmp/none" \
         BASH_COMPLETION_USER_DIR="$abs_top_srcdir" \
-        BASH_COMPLETION_COMPAT_DIR="$tmp/none" \
+        BASH_COMPLETION_COMPAT_DIR="$compat" \
         setsid bash --rcfile "$tmp/rc" -i \
         <"$tmp/typed" >/dev/null 2>"$tmp/shell.err" 9>"$tmp/taken" &
     shell=$!
@@ -254,6 +266,7 @@ rm x.add-cow
 start_shell
 nothing 'addcow-img info '
 nothing 'addcow-img create -b '
+nothing 'nbdkit --filter=addcow file addcow='
 cd ..
 
 # It is the program on the line that is asked.
@@ -280,11 +293,130 @@ all "$tmp/other/addcow-img frob --way=" \
 all "$tmp/other/addcow-img frob -x " "$tmp/other/addcow-img frob -x $files "
 nothing "/nowhere/addcow-img "
 
+#--- The filter.
+
+n='nbdkit --filter=addcow file'
+values=(
+    "addcow= $overlays"
+    "addcow-backing= ${files/ sub/ none sub}"
+    "addcow-backing-format= $formats"
+    "addcow-backing-timeout="
+    "addcow-commit-interval="
+    "addcow-confine= my\\ dir sub"
+    "addcow-hydrate= false true"
+    "addcow-hydrate-rate="
+    "addcow-on-cache= false true"
+    "addcow-on-read= false true"
+)
+grep -ho 'strcmp (key, "[^"]*")' "$abs_top_srcdir"/filters/addcow/*.c |
+    sed 's/.*"\(.*\)".*/\1=/' | grep -vx -e file= -e 'dir.*' |
+    sort -u > "$tmp/parameters"
+printf '%s\n' "${values[@]%% *}" | sort | diff - "$tmp/parameters"
+
+# The first line with nbdkit has them.
+start_shell
+all "$n addcow" "$n $(joined < "$tmp/parameters")"
+for value in "${values[@]}"; do
+    parameter=${value%%=*}=
+    value=${value#"$parameter"}
+    if [ -n "$value" ]; then
+        all "$n $parameter" "$n $parameter${value# } "
+    else
+        nothing "$n $parameter"
+    fi
+done
+tab "$n addcow=v" "$n addcow=vm.add-cow "
+tab "$n addcow=my\\ v" "$n addcow=my\\ vm.add-cow "
+tab "$n addcow=\"my v" "$n addcow=\"my vm.add-cow\" "
+tab "$n \"addcow=my v" "$n \"addcow=my vm.add-cow\" "
+tab "$n addcow=my\\ dir/" "$n addcow=my\\ dir/y.add-cow "
+tab "$n addcow=a:" "$n addcow=a:b.add-cow "
+nothing "$n addcow=base"
+tab "$n addcow-on-c" "$n addcow-on-cache="
+tab "$n addcow-on-read=t" "$n addcow-on-read=true "
+tab "$n addcow-on-read=$tmp/t/s" "$n addcow-on-read=$tmp/t/sub/"
+nothing "$n addcow-on-cache=/"
+tab "$n addcow=vm.add-cow addcow-con" "$n addcow=vm.add-cow addcow-confine="
+tab 'nbdkit --filter addcow file addcow-con' \
+    'nbdkit --filter addcow file addcow-confine='
+tab 'nbdkit -U - -f --filter=log --filter=addcow null addcow=v' \
+    'nbdkit -U - -f --filter=log --filter=addcow null addcow=vm.add-cow '
+tab "nbdkit --filter=$addcow file addcow-con" \
+    "nbdkit --filter=$addcow file addcow-confine="
+# By readline itself, as without the filter.
+tab "$n nonsense=v" "$n nonsense=vm.add-cow "
+tab "$n =v" "$n =vm.add-cow "
+# Only where they can be.
+nothing 'nbdkit file addcow-'
+nothing 'nbdkit --filter=cow file addcow-'
+nothing 'nbdkit --filter=addcow addcow-'
+nothing 'nbdkit --filter=addcow -U addcow-'
+nothing 'nbdkit --filter=addcow file -U addcow-'
+type_keys $'nbdkit --filter=addcow file \x18i'
+[[ $line == *' addcow= '*' dir= '* ]]
+
+# nbdkit's own completion says what it says without ours.
+own=(
+    'nbdkit '
+    'nbdkit -'
+    'nbdkit --t'
+    'nbdkit --tls='
+    'nbdkit --filter '
+    'nbdkit --filter=l'
+    'nbdkit mem'
+    'nbdkit file '
+    'nbdkit file ca'
+    'nbdkit file b'
+    'nbdkit file file=b'
+    'nbdkit --filter=addcow '
+    'nbdkit --filter=addcow -'
+    'nbdkit --filter=addcow --tls '
+    'nbdkit --filter=addcow --filter=l'
+    'nbdkit --filter=addcow mem'
+    'nbdkit --filter=addcow file file=b'
+    'nbdkit --filter=addcow file ca'
+)
+start_shell -c "$tmp/none"
+for typed in "${own[@]}"; do
+    type_keys "$typed"$'\x18i'
+    [ "$line" != "$typed" ]
+    printf '%s\n' "$line"
+done > "$tmp/own"
+nothing "$n addcow-"
+start_shell
+for typed in "${own[@]}"; do
+    type_keys "$typed"$'\x18i'
+    printf '%s\n' "$line"
+done | diff "$tmp/own" -
+
 # Behind another command, and first there.
 for command in sudo nohup; do
     start_shell
+    tab "$command $n addcow-con" "$command $n addcow-confine="
     tab "$command addcow-img info v" "$command addcow-img info vm.add-cow "
 done
+
+# instead_of_own COMMAND: for start_shell, COMMAND where nbdkit's own is loaded.
+instead_of_own ()
+{
+    cat <<EOF
+load=\$(declare -F _comp_load || echo __load_completion)
+eval "other\$(declare -f \$load)"
+nbdkits () { if [ "\$1" = nbdkit ]; then $1; else other\$load "\$@"; fi; }
+eval "\$load () { nbdkits \"\\\$@\"; }"
+EOF
+}
+
+# Without nbdkit's own there are the parameters at least, and files.
+start_shell "$(instead_of_own false)"
+tab "$n addcow=v" "$n addcow=vm.add-cow "
+tab "$n addcow-con" "$n addcow-confine="
+tab "$n b" "$n base.img "
+
+# Somebody's own that is no function stays.
+start_shell "$(instead_of_own "complete -W 'one two' nbdkit")"
+all 'nbdkit ' 'nbdkit one two '
+all 'nbdkit ' 'nbdkit one two '
 
 #--- Other characters that break words.
 
@@ -297,5 +429,7 @@ tab 'addcow-img info a:' 'addcow-img info a:b.add-cow '
 tab 'addcow-img create --backing=b' 'addcow-img create --backing=base.img '
 tab "$c size=1G,i" "$c size=1G,image_file="
 tab "$c size=1G,backing_fmt=r" "$c size=1G,backing_fmt=raw"
+tab "$n addcow=v" "$n addcow=vm.add-cow "
+tab "$n addcow-on-read=t" "$n addcow-on-read=true "
 
 stop_shell
