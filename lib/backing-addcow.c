@@ -16,6 +16,7 @@
 #include "backing-addcow.h"
 #include "backing-kinds.h"
 #include "common.h"
+#include "disk-map.h"
 #include "disk.h"
 #include "image-file.h"
 #include "overlay.h"
@@ -154,6 +155,15 @@ backing_addcow_cache (struct backing *backing, uint64_t count, uint64_t offset)
              : 0;
 }
 
+static int
+backing_addcow_map (struct backing *backing, uint64_t count, uint64_t offset,
+                    unsigned depth, map_fn *fn, void *opaque,
+                    struct failure *failure)
+{
+  return disk_map_below (addcow_of (backing)->disk, count, offset, depth, fn,
+                         opaque, failure);
+}
+
 static void
 backing_addcow_interrupt (struct backing *backing)
 {
@@ -176,6 +186,7 @@ static const struct backing_ops backing_addcow_ops = {
   .read = backing_addcow_read,
   .extents = backing_addcow_extents,
   .cache = backing_addcow_cache,
+  .map = backing_addcow_map,
   .interrupt = backing_addcow_interrupt,
   .close = backing_addcow_close,
 };

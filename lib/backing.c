@@ -140,5 +140,10 @@ int
 backing_open (struct backing **backing, const struct location *location,
               const struct backing_options *options, struct failure *failure)
 {
-  return kind (location, options->format) (backing, location, options, failure);
+  int r;
+
+  r = kind (location, options->format) (backing, location, options, failure);
+  if (r == 0)
+    (*backing)->raw = is_raw (options->format);
+  return r;
 }

@@ -15,7 +15,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "image.h" /* extent_fn */
+#include "disk-map.h" /* map_fn */
+#include "image.h"    /* extent_fn */
 
 struct backing;
 
@@ -39,6 +40,12 @@ struct backing_ops {
    */
   int (*fd) (struct backing *);
 
+  /* It is a disk that has files of its own: call FN for them, the first of
+   * which are DEPTH down, see disk_map_below.  NULL: it is one file.
+   */
+  int (*map) (struct backing *, uint64_t count, uint64_t offset, unsigned depth,
+              map_fn *fn, void *opaque, struct failure *failure);
+
   /* From now on what is read, and what others wait for, fails with EIO, but
    * soon.  Does not wait.  NULL: nothing takes long.
    */
@@ -51,6 +58,9 @@ struct backing_ops {
 struct backing {
   const struct backing_ops *ops;
   uint64_t size_bytes; /* never changes; any number of bytes */
+
+  /* The file has the same bytes in the same places.  Set by backing_open. */
+  bool raw;
 };
 
 /* The operations as the overlay needs them: on any range.  BACKING may
