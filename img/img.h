@@ -69,9 +69,10 @@ const char *size_text (uint64_t size_bytes, char buf[SIZE_TEXT_BYTES]);
  */
 void text_print (FILE *fp, const char *text);
 
-/* create.c, info.c, stream.c */
+/* create.c, info.c, map.c, stream.c */
 int img_create (int argc, char *argv[]);
 int img_info (int argc, char *argv[]);
+int img_map (int argc, char *argv[]);
 int img_stream (int argc, char *argv[]);
 
 #endif /* ADDCOW_IMG_H */

@@ -57,6 +57,16 @@ static const struct verb {
     "  -h, --help                     print this\n",
   },
   {
+    "map", img_map, "tell which file each part is read from",
+    "addcow-img map [--output=human|json] FILE\n"
+    "\n"
+    "Tell where the disk of the overlay FILE is: in the image, the backing\n"
+    "file, or those below that; in use or not.\n"
+    "\n"
+    "      --output=human|json        how (default: human)\n"
+    "  -h, --help                     print this\n",
+  },
+  {
     "stream", img_stream, "fill the image until it stands alone",
     "addcow-img stream [-p] [-q] [--rate=SIZE] FILE\n"
     "\n"

@@ -8,6 +8,8 @@
 
 #include "common.h"
 #include "img.h"
+#include "lock.h"
+#include "metadata.h"
 #include "open-disk.h"
 
 void
@@ -44,6 +46,13 @@ disk_fault_error (const struct disk *disk, const struct fault *fault)
   }
 }
 
+static int
+no_image_error (const char *file_name)
+{
+  img_error ("%s: names no image file", file_name);
+  return EXIT_FAILURE;
+}
+
 int
 open_disk_writable (const char *file_name, bool without_backing,
                     struct disk **disk, int *image_fd)
@@ -65,9 +74,43 @@ open_disk_writable (const char *file_name, bool without_backing,
     return img_file_error (file_name,
                            access (file_name, W_OK) == -1 ? errno : EACCES);
   r = disk_open_image (*disk, image_fd);
-  if (r == ADDCOW_E_NO_IMAGE) {
-    img_error ("%s: names no image file", file_name);
-    return EXIT_FAILURE;
-  }
+  if (r == ADDCOW_E_NO_IMAGE)
+    return no_image_error (file_name);
   return r ? img_file_error ((*disk)->image_location.name, r) : EXIT_SUCCESS;
+}
+
+/* Has FILE_NAME a writer? */
+static bool
+has_writer (const char *file_name)
+{
+  CLEANUP_CLOSE int fd = -1;
+
+  return metadata_open (file_name, false, &fd) == 0 &&
+         lock_metadata_has_writer (fd);
+}
+
+int
+open_disk_readable (const char *file_name, struct disk **disk, bool *in_use)
+{
+  CLEANUP_FAILURE struct failure failure = { 0 };
+  struct disk_options options = {
+    .read_only = true,
+    .check_image = true,
+    .backing = {
+      .timeout_seconds = BACKING_TIMEOUT_SECONDS,
+      .log = log_backing,
+    },
+  };
+  int r;
+
+  *in_use = false;
+  r = disk_open (disk, file_name, &options, &failure);
+  if (r == ADDCOW_E_IN_USE && has_writer (file_name)) {
+    *in_use = options.unlocked = true;
+    failure_clear (&failure);
+    r = disk_open (disk, file_name, &options, &failure);
+  }
+  if (r)
+    return open_disk_failure (file_name, &failure);
+  return (*disk)->image_fd == -1 ? no_image_error (file_name) : EXIT_SUCCESS;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Opening an overlay for a verb that writes to it, and wording what fails.
+ * Opening an overlay for a verb, and wording what fails.
  */
 
 #ifndef ADDCOW_OPEN_DISK_H
@@ -16,6 +16,14 @@
  */
 int open_disk_writable (const char *file_name, bool without_backing,
                         struct disk **disk, int *image_fd);
+
+/* Open FILE_NAME and all files below it for reading; the image must be as for
+ * open_disk_writable.  If somebody has FILE_NAME open for writing, no locks
+ * are taken and *IN_USE is true.  *DISK is the caller's if it is not NULL.
+ * Returns as open_disk_writable.  May block.
+ */
+int open_disk_readable (const char *file_name, struct disk **disk,
+                        bool *in_use);
 
 /* Say what opening FILE_NAME failed with.  Returns EXIT_FAILURE. */
 int open_disk_failure (const char *file_name, const struct failure *failure);

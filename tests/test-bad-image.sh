@@ -39,6 +39,8 @@ image ()
     fails_in_time "$2: $1" "${@:3}" serve -r file addcow=x.add-cow
     [ -n "$ADDCOW_VALGRIND" ] ||
         fails_in_time "$2: $1" "${@:3}" addcow-img stream x.add-cow
+    [ -n "$ADDCOW_VALGRIND" ] ||
+        fails_in_time "$2: $1" "${@:3}" addcow-img map x.add-cow
     nbdkit_says fails_in_time "$2: $1" "${@:3}" serve file addcow=vm.add-cow \
         file="$2"
     # Nor is it one that create would keep.
@@ -65,6 +67,8 @@ for name in missing.raw missing/x.raw dangling; do
     refused "$name: $missing" serve file addcow=x.add-cow
     [ -n "$ADDCOW_VALGRIND" ] ||
         refused "$name: $missing" addcow-img stream x.add-cow
+    [ -n "$ADDCOW_VALGRIND" ] ||
+        refused "$name: $missing" addcow-img map x.add-cow
     nbdkit_says refused "$name: $missing" serve file addcow=vm.add-cow \
         file=$name
     rm x.add-cow
@@ -82,6 +86,8 @@ for name in nbd://localhost nbd+unix:///?socket=x a:b.raw json:{} \
     fails_in_time "$name: $uri" serve file addcow=x.add-cow
     [ -n "$ADDCOW_VALGRIND" ] ||
         fails_in_time "$name: $uri" addcow-img stream x.add-cow
+    [ -n "$ADDCOW_VALGRIND" ] ||
+        fails_in_time "$name: $uri" addcow-img map x.add-cow
     fails_in_time "$name: $uri" addcow-img create -i "$name" z.add-cow $size
     kept
     rm x.add-cow
@@ -154,6 +160,8 @@ same ()
     fails_in_time "$1" serve -r file addcow=self-link
     [ -n "$ADDCOW_VALGRIND" ] ||
         fails_in_time "$1" addcow-img stream self-hard
+    [ -n "$ADDCOW_VALGRIND" ] ||
+        fails_in_time "$1" addcow-img map self-hard
     fails_in_time "$1" addcow-img create -f -b "$2" -i "$3" self.add-cow
     fails_in_time "$1" addcow-img create -f -b "$2" -i "$3" self-link $size
     kept
@@ -194,6 +202,8 @@ backing ()
     fails_in_time "$2: $1" "${@:3}" serve -r memory $size addcow=x.add-cow
     [ -n "$ADDCOW_VALGRIND" ] ||
         fails_in_time "$2: $1" "${@:3}" addcow-img stream x.add-cow
+    [ -n "$ADDCOW_VALGRIND" ] ||
+        fails_in_time "$2: $1" "${@:3}" addcow-img map x.add-cow
     fails_in_time "$2: $1" "${@:3}" addcow-img create -b "$2" y.add-cow
     fails_in_time "$2: $1" "${@:3}" addcow-img create -b "$2" y.add-cow $size
     kept

@@ -121,7 +121,7 @@ fine("size-0", Metadata(0, b"../base.img", b"../vm.raw").encode())
 PY
 
 # check TEXT FILE [as_nobody]: refused by both, in turn in their two forms,
-# and by the tool's verb that writes.
+# and by verbs of the tool that open all files, for writing and reading.
 i=0
 check ()
 {
@@ -135,6 +135,8 @@ check ()
     fails_in_time "$text" "$@" serve $read_only file addcow="$name"
     [ -n "$ADDCOW_VALGRIND" ] ||
         fails_in_time "$text" "$@" addcow-img stream "$name"
+    [ -n "$ADDCOW_VALGRIND" ] ||
+        fails_in_time "$text" "$@" addcow-img map --output=$output "$name"
 }
 
 for f in good/*; do

@@ -375,6 +375,15 @@ got = b"".join(h.pread(1 << 18, i << 18) for i in range(4))
 assert got == want + bytes((1 << 20) - len(want))
 h.shutdown()
 PY
+    with_files 8192 addcow-img map --output=json 0.add-cow > map
+    /usr/bin/python3 - <<'PY'
+import json
+# What is below the last one's end is nowhere.
+rows = [(r["start"], r["length"], r["depth"], r["present"])
+        for r in json.load(open("map"))]
+want = [(i * 512, 512, i, True) for i in range(1000)]
+assert rows == want + [(512000, 536576, 999, False)], rows
+PY
     with_files 8192 nbdkit -r -U - --filter="$addcow" file \
         addcow=0.add-cow --run "/usr/bin/python3 $tmp/check.py \"\$uri\""
     long 1100
