@@ -69,6 +69,9 @@ const char *size_text (uint64_t size_bytes, char buf[SIZE_TEXT_BYTES]);
  */
 void text_print (FILE *fp, const char *text);
 
+/* How wide the terminal FP is; of one that does not tell, as usual. */
+size_t terminal_columns (FILE *fp);
+
 /* create.c, info.c, map.c, stream.c */
 int img_create (int argc, char *argv[]);
 int img_info (int argc, char *argv[]);

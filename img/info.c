@@ -21,6 +21,7 @@
 #include <json-c/json.h>
 
 #include "bitmap.h"
+#include "blocks.h"
 #include "common.h"
 #include "hints.h"
 #include "image-file.h"
@@ -42,6 +43,7 @@ struct info {
   char *backing_path;           /* NULL: none, or a URI */
   struct hints hints;           /* about the backing file, */
   struct hints hints_now;       /* and what is so now; none: not known */
+  struct blocks blocks;         /* none: not to be drawn */
 };
 
 static void
@@ -126,10 +128,12 @@ collect_state (struct info *info, int fd)
                        &info->nr_allocated);
 }
 
+/* DRAW: also what is for people alone. */
 static int
-collect (struct info *info)
+collect (struct info *info, bool draw)
 {
   CLEANUP_CLOSE int fd = -1;
+  struct image_file metadata;
   struct stat st;
   int r;
 
@@ -140,6 +144,9 @@ collect (struct info *info)
     return errno;
   info->metadata_bytes_used = (uint64_t) st.st_blocks * BLOCK_BYTES;
   r = collect_state (info, fd);
+  image_file_init (&metadata, fd);
+  if (r == 0 && draw)
+    r = blocks_look (&info->blocks, &metadata.image, info->header.size_bytes);
   return r ? r : collect_names (info);
 }
 
@@ -198,6 +205,7 @@ print_human (const struct info *info)
     printf ("image file disk size: %s\n",
             size_text (info->image_bytes_used, text));
   print_state (info);
+  blocks_print (&info->blocks);
 }
 
 /* A copy of TEXT as UTF-8, which JSON is: what is not becomes U+FFFD.
@@ -513,7 +521,7 @@ img_info (int argc, char *argv[])
     return img_usage_error ("info", "FILE must not be empty");
   if (watching)
     return watch (&info, json);
-  r = collect (&info);
+  r = collect (&info, !json);
   if (r)
     return img_file_error (info.file_name, r);
   if (json && print_json (&info) != 0)

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "blocks.h"
 #include "common.h"
 #include "disk-map.h"
 #include "disk.h"
@@ -28,7 +29,8 @@ struct map {
   const char *file_name;
   bool json;
   struct disk *disk;
-  bool in_use; /* by somebody who writes */
+  bool in_use;          /* by somebody who writes */
+  struct blocks blocks; /* none: not to be drawn */
 
   FILE *fp;   /* where rows go: a stream over HELD, then stdout */
   char *held; /* valid when FP was flushed or closed */
@@ -132,17 +134,33 @@ print_map (struct map *m)
     fprintf (m->fp, "%s]\n", m->nr_rows == 0 ? "[" : "");
   if (m->fp != stdout)
     release (m);
-  if (m->err == 0)
+  if (m->err == 0) {
+    blocks_print (&m->blocks);
     return img_close_stdout ();
+  }
   img_error ("standard output: %s", strerror (m->err));
   return EXIT_FAILURE;
 }
 
 static int
+open_disk (struct map *m)
+{
+  struct disk *disk;
+  int r;
+
+  if (open_disk_readable (m->file_name, &m->disk, &m->in_use) != EXIT_SUCCESS)
+    return EXIT_FAILURE;
+  if (m->json)
+    return EXIT_SUCCESS;
+  disk = m->disk;
+  r = blocks_look (&m->blocks, &disk->metadata.image, disk->header.size_bytes);
+  return r ? img_file_error (m->file_name, r) : EXIT_SUCCESS;
+}
+
+static int
 map (struct map *m)
 {
-  if (open_disk_readable (m->file_name, &m->disk, &m->in_use) != EXIT_SUCCESS ||
-      print_map (m) != EXIT_SUCCESS)
+  if (open_disk (m) != EXIT_SUCCESS || print_map (m) != EXIT_SUCCESS)
     return EXIT_FAILURE;
   if (m->in_use)
     img_error ("%s: in use: this is the map of a disk that is being changed",

@@ -9,7 +9,6 @@
 #include <inttypes.h>
 #include <stdbool.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -21,8 +20,6 @@
 
 /* The bar is redrawn once in this time. */
 #define REDRAW_NS UINT64_C (100000000)
-
-#define DEFAULT_COLUMNS 80
 
 /* A terminal may be wider; its bar is not. */
 #define LINE_BYTES 512
@@ -177,16 +174,6 @@ bar_text (const struct progress *p, uint64_t time_ns, size_t columns,
   snprintf (buf, width + 1, "%s%s%s%*s", bar,
             percent + (bar[0] ? 0 : strspn (percent, " ")), numbers,
             (int) width, "");
-}
-
-static size_t
-terminal_columns (FILE *fp)
-{
-  struct winsize size;
-
-  if (ioctl (fileno (fp), TIOCGWINSZ, &size) == -1 || size.ws_col == 0)
-    return DEFAULT_COLUMNS;
-  return size.ws_col;
 }
 
 void

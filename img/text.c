@@ -3,8 +3,11 @@
 #include <config.h>
 
 #include <stdio.h>
+#include <sys/ioctl.h>
 
 #include "img.h"
+
+#define DEFAULT_COLUMNS 80
 
 /* How many bytes at P are a control character, or the backslash that
  * stands for one; 0: it is something else.  Those from U+0080 to U+009F
@@ -36,4 +39,14 @@ text_print (FILE *fp, const char *text)
       else
         fprintf (fp, "\\%03o", *p);
   }
+}
+
+size_t
+terminal_columns (FILE *fp)
+{
+  struct winsize size;
+
+  if (ioctl (fileno (fp), TIOCGWINSZ, &size) == -1 || size.ws_col == 0)
+    return DEFAULT_COLUMNS;
+  return size.ws_col;
 }

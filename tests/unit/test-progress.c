@@ -7,9 +7,10 @@
 
 #include "check.h"
 
-/* The program has no other file of the tool. */
+/* The program has no other files of the tool. */
 #include "progress.c"
 #include "size.c"
+#include "text.c"
 
 #define MIB (UINT64_C (1) << 20)
 #define GIB (UINT64_C (1) << 30)
