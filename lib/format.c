@@ -5,6 +5,7 @@
 #include <endian.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +27,9 @@ struct header_on_disk {
 
 _Static_assert(sizeof (struct header_on_disk) == FORMAT_HEADER_BYTES,
                "the header is 2068 bytes");
+_Static_assert(offsetof (struct header_on_disk, backing_file) ==
+                   FORMAT_BACKING_OFFSET,
+               "backing_file is at byte 12");
 
 int
 format_check_size (uint64_t size_bytes)
@@ -37,30 +41,64 @@ format_check_size (uint64_t size_bytes)
   return 0;
 }
 
+static uint64_t
+size_of (const struct header_on_disk *disk)
+{
+  uint64_t size;
+
+  memcpy (&size, disk->size, sizeof size);
+  return be64toh (size);
+}
+
+static uint32_t
+version_of (const struct header_on_disk *disk)
+{
+  uint32_t version;
+
+  memcpy (&version, disk->version, sizeof version);
+  return be32toh (version);
+}
+
+static bool
+has_end (const char name[FORMAT_NAME_BYTES])
+{
+  return memchr (name, 0, FORMAT_NAME_BYTES) != NULL;
+}
+
+unsigned
+format_errors (const uint8_t buf[FORMAT_HEADER_BYTES],
+               int errors[FORMAT_MAX_ERRORS])
+{
+  const struct header_on_disk *disk = (const void *) buf;
+  unsigned n = 0;
+
+  if (memcmp (disk->magic, FORMAT_MAGIC, FORMAT_MAGIC_BYTES) != 0)
+    errors[n++] = ADDCOW_E_MAGIC;
+  else if (version_of (disk) != FORMAT_VERSION)
+    errors[n++] = ADDCOW_E_VERSION;
+  if (n > 0)
+    return n;
+
+  if (!has_end (disk->backing_file))
+    errors[n++] = ADDCOW_E_BACKING_NAME;
+  if (!has_end (disk->image_file))
+    errors[n++] = ADDCOW_E_IMAGE_NAME;
+  errors[n] = format_check_size (size_of (disk));
+  return errors[n] ? n + 1 : n;
+}
+
 int
 format_decode (const uint8_t buf[FORMAT_HEADER_BYTES], struct header *header)
 {
   const struct header_on_disk *disk = (const void *) buf;
-  uint32_t version;
-  uint64_t size;
+  int errors[FORMAT_MAX_ERRORS];
 
-  if (memcmp (disk->magic, FORMAT_MAGIC, FORMAT_MAGIC_BYTES) != 0)
-    return ADDCOW_E_MAGIC;
-
-  memcpy (&version, disk->version, sizeof version);
-  if (be32toh (version) != FORMAT_VERSION)
-    return ADDCOW_E_VERSION;
-
-  if (memchr (disk->backing_file, 0, FORMAT_NAME_BYTES) == NULL)
-    return ADDCOW_E_BACKING_NAME;
-  if (memchr (disk->image_file, 0, FORMAT_NAME_BYTES) == NULL)
-    return ADDCOW_E_IMAGE_NAME;
+  if (format_errors (buf, errors) > 0)
+    return errors[0];
   memcpy (header->backing_file, disk->backing_file, FORMAT_NAME_BYTES);
   memcpy (header->image_file, disk->image_file, FORMAT_NAME_BYTES);
-
-  memcpy (&size, disk->size, sizeof size);
-  header->size_bytes = be64toh (size);
-  return format_check_size (header->size_bytes);
+  header->size_bytes = size_of (disk);
+  return 0;
 }
 
 void
@@ -133,46 +171,121 @@ value_of (const char *string, const char *key)
   return strncmp (string, key, len) == 0 ? string + len : NULL;
 }
 
-static void
+static unsigned
+get_format (const char *value, struct hints *hints)
+{
+  if (!format_is_hint (value))
+    return FORMAT_HINT_VALUE;
+  if (hints->format[0])
+    return FORMAT_HINT_TWICE;
+  strcpy (hints->format, value);
+  return 0;
+}
+
+static unsigned
+get_size (const char *value, struct hints *hints)
+{
+  int64_t number;
+
+  if (value[0] == '-' || !parse_number (value, &number))
+    return FORMAT_HINT_VALUE;
+  if (hints->has_size)
+    return FORMAT_HINT_TWICE;
+  hints->has_size = true;
+  hints->size_bytes = number;
+  return 0;
+}
+
+static unsigned
+get_mtime (const char *value, struct hints *hints)
+{
+  int64_t number;
+
+  if (!parse_number (value, &number))
+    return FORMAT_HINT_VALUE;
+  if (hints->has_mtime)
+    return FORMAT_HINT_TWICE;
+  hints->has_mtime = true;
+  hints->mtime_ns = number;
+  return 0;
+}
+
+/* Returns what is wrong with STRING: it does not count then. */
+static unsigned
 get_hint (const char *string, struct hints *hints)
 {
   const char *value;
-  int64_t number;
 
-  if ((value = value_of (string, FORMAT_KEY))) {
-    if (hints->format[0] == '\0' && format_is_hint (value))
-      strcpy (hints->format, value);
+  if ((value = value_of (string, FORMAT_KEY)))
+    return get_format (value, hints);
+  if ((value = value_of (string, SIZE_KEY)))
+    return get_size (value, hints);
+  if ((value = value_of (string, MTIME_KEY)))
+    return get_mtime (value, hints);
+  return string[0] != '=' && strchr (string, '=') ? 0 : FORMAT_HINT_NO_KEY;
+}
+
+static bool
+all_zero (const char *p, const char *end)
+{
+  while (p < end && *p == '\0')
+    p++;
+  return p == end;
+}
+
+/* Read the hints of *HEADER into *HINTS, and the strings that are not wrong
+ * to KEPT, which has room for all and may be NULL.  Returns what is wrong.
+ */
+static unsigned
+walk_hints (const struct header *header, struct hints *hints, char *kept)
+{
+  const char *const end = header->backing_file + FORMAT_NAME_BYTES;
+  const char *p = header->backing_file + strlen (header->backing_file) + 1;
+  unsigned wrong = 0;
+  const char *nul;
+
+  *hints = (struct hints){ .has_size = false };
+  if (header->backing_file[0] == '\0')
+    return 0;
+  for (; p < end && *p; p = nul + 1) {
+    unsigned w;
+
+    nul = memchr (p, '\0', end - p);
+    if (nul == NULL)
+      return wrong | FORMAT_HINT_NO_END;
+    w = get_hint (p, hints);
+    if (w == 0 && kept)
+      kept = stpcpy (kept, p) + 1;
+    wrong |= w;
   }
-  else if ((value = value_of (string, SIZE_KEY))) {
-    if (!hints->has_size && value[0] != '-' && parse_number (value, &number)) {
-      hints->has_size = true;
-      hints->size_bytes = number;
-    }
-  }
-  else if ((value = value_of (string, MTIME_KEY))) {
-    if (!hints->has_mtime && parse_number (value, &number)) {
-      hints->has_mtime = true;
-      hints->mtime_ns = number;
-    }
-  }
+  return all_zero (p, end) ? wrong : wrong | FORMAT_HINT_TRAILING;
 }
 
 void
 format_get_hints (const struct header *header, struct hints *hints)
 {
-  const char *const end = header->backing_file + FORMAT_NAME_BYTES;
-  const char *p = header->backing_file + strlen (header->backing_file) + 1;
-  const char *nul;
+  walk_hints (header, hints, NULL);
+}
 
-  *hints = (struct hints){ .has_size = false };
+unsigned
+format_check_hints (const struct header *header)
+{
+  struct hints hints;
+
+  return walk_hints (header, &hints, NULL);
+}
+
+void
+format_mend_hints (struct header *header)
+{
+  const size_t name = strlen (header->backing_file) + 1;
+  char kept[FORMAT_NAME_BYTES] = { 0 };
+  struct hints hints;
+
   if (header->backing_file[0] == '\0')
     return;
-  for (; p < end && *p; p = nul + 1) {
-    nul = memchr (p, '\0', end - p);
-    if (nul == NULL)
-      return;
-    get_hint (p, hints);
-  }
+  walk_hints (header, &hints, kept);
+  memcpy (header->backing_file + name, kept, FORMAT_NAME_BYTES - name);
 }
 
 /* Append KEY and VALUE and a NUL at *P. */

@@ -61,6 +61,8 @@
 #define FORMAT_NAME_BYTES 1024 /* with the NUL */
 #define FORMAT_HEADER_BYTES 2068
 #define FORMAT_VERSION 1
+#define FORMAT_VERSION_END 12 /* offsets of what follows in the header */
+#define FORMAT_BACKING_OFFSET 12
 
 #define FORMAT_MAGIC "ADD_COW\xff"
 #define FORMAT_MAGIC_BYTES 8
@@ -79,6 +81,14 @@ struct header {
  */
 int format_decode (const uint8_t buf[FORMAT_HEADER_BYTES],
                    struct header *header);
+
+/* All errors of BUF into ERRORS, in the order in which format_decode looks
+ * for them.  Where the magic or the version is wrong there are no others, for
+ * then the rest may be anything.  Returns how many; 0: it is valid.
+ */
+#define FORMAT_MAX_ERRORS 3
+unsigned format_errors (const uint8_t buf[FORMAT_HEADER_BYTES],
+                        int errors[FORMAT_MAX_ERRORS]);
 
 /* Write *HEADER, which must be valid, into BUF.  What follows the NUL of
  * backing_file is kept, be it known hints or not; what follows that of
@@ -104,6 +114,24 @@ struct hints {
 
 /* Read the hints of *HEADER, which must be valid, into *HINTS. */
 void format_get_hints (const struct header *header, struct hints *hints);
+
+/* What can be wrong with the hints of a header, as bits. */
+#define FORMAT_HINT_NO_KEY (1 << 0) /* a string is not KEY=VALUE */
+#define FORMAT_HINT_VALUE (1 << 1)  /* the value of a known key is not valid */
+#define FORMAT_HINT_TWICE (1 << 2)  /* a known key comes again */
+#define FORMAT_HINT_NO_END (1 << 3) /* the last string has no NUL */
+#define FORMAT_HINT_TRAILING (1 << 4) /* not all zero behind the empty one */
+
+/* Which of these are wrong in *HEADER, which must be valid.  A list of
+ * strings that fills the field, with no room for the empty one, is not.
+ */
+unsigned format_check_hints (const struct header *header);
+
+/* Keep of the hints of *HEADER, which must be valid, what is not wrong, be
+ * the keys known or not, in the order that it has.  What format_get_hints
+ * reads is the same then.
+ */
+void format_mend_hints (struct header *header);
 
 /* Write *HINTS behind the name of the backing file in *HEADER, which is
  * not empty, in place of all that is there.  Returns 0, or

@@ -507,6 +507,72 @@ test_hints_fit (void)
 }
 
 static void
+test_mend_hints (void)
+{
+  enum {
+    NO_KEY = FORMAT_HINT_NO_KEY,
+    VALUE = FORMAT_HINT_VALUE,
+    TWICE = FORMAT_HINT_TWICE,
+    TRAILING = FORMAT_HINT_TRAILING,
+  };
+  static const struct {
+    const char *bytes;
+    size_t count;
+    unsigned wrong;
+    const char *mended;
+    size_t nr_mended;
+  } cases[] = {
+    { BYTES (""), 0, BYTES ("") },
+    { BYTES ("format=raw\0size=1\0mtime=-1\0x=\0\0"), 0,
+      BYTES ("format=raw\0size=1\0mtime=-1\0x=\0\0") },
+    { BYTES ("x=1\0x=1\0x=2\0\0"), 0, BYTES ("x=1\0x=1\0x=2\0\0") },
+    { BYTES ("size=1\0x\0y=1\0\0"), NO_KEY, BYTES ("size=1\0y=1\0\0") },
+    { BYTES ("=1\0format=raw\0\0"), NO_KEY, BYTES ("format=raw\0\0") },
+    { BYTES ("\xff\n\0"), NO_KEY, BYTES ("") },
+    { BYTES ("size=-1\0size=2\0\0"), VALUE, BYTES ("size=2\0\0") },
+    { BYTES ("mtime=\0\0"), VALUE, BYTES ("") },
+    { BYTES ("a=b\0format=a.b\0\0"), VALUE, BYTES ("a=b\0\0") },
+    { BYTES ("size=2\0size=1\0\0"), TWICE, BYTES ("size=2\0\0") },
+    { BYTES ("format=raw\0x=1\0format=raw\0\0"), TWICE,
+      BYTES ("format=raw\0x=1\0\0") },
+    { BYTES ("mtime=1\0mtime=1\0mtime=x\0\0"), TWICE | VALUE,
+      BYTES ("mtime=1\0\0") },
+    { BYTES ("\0size=1\0"), TRAILING, BYTES ("") },
+    { BYTES ("size=1\0\0format=raw"), TRAILING, BYTES ("size=1\0\0") },
+    { BYTES ("size\0size=1\0size=2\0size=?\0\0\0\0z"),
+      NO_KEY | VALUE | TWICE | TRAILING, BYTES ("size=1\0\0") },
+  };
+  char long_string[FORMAT_NAME_BYTES];
+  struct header header;
+  size_t i;
+
+  for (i = 0; i < ARRAY_SIZE (cases); i++) {
+    header = with_area ("base.img", cases[i].bytes, cases[i].count, 0);
+    CHECK_EQ (format_check_hints (&header), cases[i].wrong);
+    format_mend_hints (&header);
+    check_area (&header, "base.img", cases[i].mended, cases[i].nr_mended);
+    CHECK_EQ (format_check_hints (&header), 0);
+  }
+
+  /* Up to the end: without a NUL, and with one but no empty string. */
+  memset (long_string, 'x', sizeof long_string);
+  memcpy (long_string, "size=1\0y=", 9);
+  header = with_area ("base.img", long_string, FORMAT_NAME_BYTES - 9, 0);
+  CHECK_EQ (format_check_hints (&header), FORMAT_HINT_NO_END);
+  header.backing_file[FORMAT_NAME_BYTES - 1] = '\0';
+  CHECK_EQ (format_check_hints (&header), 0);
+  header.backing_file[FORMAT_NAME_BYTES - 1] = 'x';
+  format_mend_hints (&header);
+  check_area (&header, "base.img", BYTES ("size=1\0\0"));
+
+  /* There are none without a name. */
+  header = with_area ("", BYTES ("x\0\0y"), 'j');
+  CHECK_EQ (format_check_hints (&header), 0);
+  format_mend_hints (&header);
+  CHECK (memcmp (header.backing_file, "\0x\0\0yj", 6) == 0);
+}
+
+static void
 test_is_hint (void)
 {
   CHECK (format_is_hint ("r"));
@@ -518,6 +584,37 @@ test_is_hint (void)
   CHECK (!format_is_hint ("a=b"));
   CHECK (!format_is_hint ("a.b"));
   CHECK (!format_is_hint (" raw"));
+}
+
+static void
+test_all_errors (void)
+{
+  uint8_t buf[FORMAT_HEADER_BYTES];
+  int errors[FORMAT_MAX_ERRORS];
+
+  make_valid (buf);
+  CHECK_EQ (format_errors (buf, errors), 0);
+  put_size (buf, UINT64_MAX);
+  CHECK_EQ (format_errors (buf, errors), 1);
+  CHECK_EQ (errors[0], ADDCOW_E_SIZE_LARGE);
+  memset (buf + BACKING_AT, 'x', 2 * FORMAT_NAME_BYTES);
+  CHECK_EQ (format_errors (buf, errors), 3);
+  CHECK_EQ (errors[0], ADDCOW_E_BACKING_NAME);
+  CHECK_EQ (errors[1], ADDCOW_E_IMAGE_NAME);
+  CHECK_EQ (errors[2], ADDCOW_E_SIZE_LARGE);
+  put_size (buf, 513);
+  buf[BACKING_AT + 9] = 0;
+  CHECK_EQ (format_errors (buf, errors), 2);
+  CHECK_EQ (errors[0], ADDCOW_E_IMAGE_NAME);
+  CHECK_EQ (errors[1], ADDCOW_E_SIZE_SECTORS);
+
+  /* Then the rest may be anything. */
+  buf[VERSION_AT] = 1;
+  CHECK_EQ (format_errors (buf, errors), 1);
+  CHECK_EQ (errors[0], ADDCOW_E_VERSION);
+  buf[0] = 'a';
+  CHECK_EQ (format_errors (buf, errors), 1);
+  CHECK_EQ (errors[0], ADDCOW_E_MAGIC);
 }
 
 static void
@@ -558,7 +655,9 @@ main (void)
   test_hints_at_the_end ();
   test_set_hints ();
   test_hints_fit ();
+  test_mend_hints ();
   test_is_hint ();
+  test_all_errors ();
   test_lengths ();
   return 0;
 }
