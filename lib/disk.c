@@ -172,26 +172,28 @@ stat_location (const struct location *location, struct stat *st)
   return location->path && stat (location->path, st) == 0;
 }
 
-/* Three names must be three files.  What is missing is found later. */
-static int
-check_distinct (struct disk *disk, struct failure *failure)
+int
+disk_check_distinct (const char *file_name, int metadata_fd,
+                     const struct location *image_location,
+                     const struct location *backing_location,
+                     struct failure *failure)
 {
   struct stat metadata, image, backing;
   bool have_image, have_backing;
 
-  if (fstat (disk->metadata_fd, &metadata) == -1)
-    return failure_set (failure, disk->file_name, errno);
-  have_image = stat_location (&disk->image_location, &image);
-  have_backing = stat_location (&disk->backing_location, &backing);
+  if (fstat (metadata_fd, &metadata) == -1)
+    return failure_set (failure, file_name, errno);
+  have_image = stat_location (image_location, &image);
+  have_backing = stat_location (backing_location, &backing);
 
   if (have_image && same_file (&image, &metadata))
-    return failure_set (failure, disk->image_location.name,
+    return failure_set (failure, image_location->name,
                         ADDCOW_E_IMAGE_IS_METADATA);
   if (have_backing && same_file (&backing, &metadata))
-    return failure_set (failure, disk->backing_location.name,
+    return failure_set (failure, backing_location->name,
                         ADDCOW_E_BACKING_IS_METADATA);
   if (have_image && have_backing && same_file (&image, &backing))
-    return failure_set (failure, disk->backing_location.name,
+    return failure_set (failure, backing_location->name,
                         ADDCOW_E_BACKING_IS_IMAGE);
   return 0;
 }
@@ -307,7 +309,9 @@ open_all (struct disk *disk, const struct disk_options *options,
   r = resolve_names (disk, options, failure);
   if (r)
     return r;
-  r = check_distinct (disk, failure);
+  r = disk_check_distinct (disk->file_name, disk->metadata_fd,
+                           &disk->image_location, &disk->backing_location,
+                           failure);
   if (r)
     return r;
   if (disk->image_location.path) {

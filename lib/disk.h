@@ -106,4 +106,15 @@ void disk_close (struct disk *disk);
 struct stat;
 bool same_file (const struct stat *a, const struct stat *b);
 
+/* Three names must be three files: the metadata file FILE_NAME, open as
+ * METADATA_FD, the image, and the backing file; what is not there, or is
+ * no local file, is like none of them.  Returns 0, ADDCOW_E_IMAGE_IS_METADATA,
+ * ADDCOW_E_BACKING_IS_METADATA, ADDCOW_E_BACKING_IS_IMAGE or an errno, and
+ * *FAILURE.  May block in the file system.
+ */
+int disk_check_distinct (const char *file_name, int metadata_fd,
+                         const struct location *image_location,
+                         const struct location *backing_location,
+                         struct failure *failure);
+
 #endif /* ADDCOW_DISK_H */
