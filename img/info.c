@@ -9,16 +9,12 @@
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
-#include <locale.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <wchar.h>
-
-#include <json-c/json.h>
 
 #include "bitmap.h"
 #include "blocks.h"
@@ -26,6 +22,7 @@
 #include "hints.h"
 #include "image-file.h"
 #include "img.h"
+#include "json.h"
 #include "lock.h"
 #include "metadata.h"
 #include "names.h"
@@ -208,70 +205,6 @@ print_human (const struct info *info)
   blocks_print (&info->blocks);
 }
 
-/* A copy of TEXT as UTF-8, which JSON is: what is not becomes U+FFFD.
- * NULL when memory is short.
- */
-static char *
-to_utf8 (const char *text)
-{
-  static const char replacement[] = "\xef\xbf\xbd";
-  size_t left = strlen (text);
-  char *copy = malloc (left * strlen (replacement) + 1);
-  char *p = copy;
-
-  while (copy && left > 0) {
-    mbstate_t state = { 0 };
-    const size_t n = mbrlen (text, left, &state);
-    const bool valid = n != (size_t) -1 && n != (size_t) -2;
-
-    p = valid ? mempcpy (p, text, n) : stpcpy (p, replacement);
-    text += valid ? n : 1;
-    left -= valid ? n : 1;
-  }
-  if (copy)
-    *p = '\0';
-  return copy;
-}
-
-static void
-add_string (json_object *object, const char *key, const char *value)
-{
-  CLEANUP_FREE char *text = value && value[0] ? to_utf8 (value) : NULL;
-
-  if (text)
-    json_object_object_add (object, key, json_object_new_string (text));
-}
-
-static void
-add_uint64 (json_object *object, const char *key, uint64_t value)
-{
-  json_object_object_add (object, key, json_object_new_uint64 (value));
-}
-
-static void
-add_int64 (json_object *object, const char *key, int64_t value)
-{
-  json_object_object_add (object, key, json_object_new_int64 (value));
-}
-
-static void
-add_bool (json_object *object, const char *key, bool value)
-{
-  json_object_object_add (object, key, json_object_new_boolean (value));
-}
-
-/* Print OBJECT with the FLAGS of json-c and release it. */
-static int
-put_json (json_object *object, int flags)
-{
-  const char *text = json_object_to_json_string_ext (object, flags);
-
-  if (text)
-    printf ("%s\n", text);
-  json_object_put (object);
-  return text ? 0 : ENOMEM;
-}
-
 static void
 add_percent (json_object *object, const struct info *info)
 {
@@ -291,9 +224,9 @@ add_hints (json_object *data, const struct info *info)
   json_object *changed;
 
   if (info->hints.has_size)
-    add_uint64 (data, "backing-size", info->hints.size_bytes);
+    json_add_uint64 (data, "backing-size", info->hints.size_bytes);
   if (info->hints.has_mtime)
-    add_int64 (data, "backing-mtime-ns", info->hints.mtime_ns);
+    json_add_int64 (data, "backing-mtime-ns", info->hints.mtime_ns);
   /* Of a file that can be compared, the length is known. */
   if (!info->hints_now.has_size ||
       !(info->hints.has_size || info->hints.has_mtime))
@@ -314,29 +247,27 @@ print_json (const struct info *info)
   json_object *specific = json_object_new_object ();
   json_object *data = json_object_new_object ();
 
-  setlocale (LC_CTYPE, "C.UTF-8");
-  add_uint64 (top, "virtual-size", info->header.size_bytes);
-  add_string (top, "filename", info->file_name);
-  add_string (top, "format", "add-cow");
-  add_uint64 (top, "actual-size", info->metadata_bytes_used);
-  add_string (top, "backing-filename", info->header.backing_file);
-  add_string (top, "full-backing-filename", info->backing_path);
-  add_string (top, "backing-filename-format", info->hints.format);
-  add_string (specific, "type", "add-cow");
-  add_string (data, "image-filename", info->header.image_file);
-  add_string (data, "full-image-filename", info->image_path);
+  json_add_uint64 (top, "virtual-size", info->header.size_bytes);
+  json_add_string (top, "filename", info->file_name);
+  json_add_string (top, "format", "add-cow");
+  json_add_uint64 (top, "actual-size", info->metadata_bytes_used);
+  json_add_string (top, "backing-filename", info->header.backing_file);
+  json_add_string (top, "full-backing-filename", info->backing_path);
+  json_add_string (top, "backing-filename-format", info->hints.format);
+  json_add_string (specific, "type", "add-cow");
+  json_add_string (data, "image-filename", info->header.image_file);
+  json_add_string (data, "full-image-filename", info->image_path);
   if (info->have_image)
-    add_uint64 (data, "image-actual-size", info->image_bytes_used);
-  add_uint64 (data, "allocated-bytes", allocated_bytes (info));
+    json_add_uint64 (data, "image-actual-size", info->image_bytes_used);
+  json_add_uint64 (data, "allocated-bytes", allocated_bytes (info));
   add_percent (data, info);
   add_hints (data, info);
-  add_bool (data, "complete", is_complete (info));
-  add_bool (data, "in-use", info->in_use);
+  json_add_bool (data, "complete", is_complete (info));
+  json_add_bool (data, "in-use", info->in_use);
   json_object_object_add (specific, "data", data);
   json_object_object_add (top, "format-specific", specific);
 
-  return put_json (top, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_SPACED |
-                            JSON_C_TO_STRING_NOSLASHESCAPE);
+  return json_put (top, JSON_PRETTY);
 }
 
 /*--- Watching. --------------------------------------------------------*/
@@ -386,10 +317,10 @@ print_json_line (const struct info *info)
 {
   json_object *line = json_object_new_object ();
 
-  add_uint64 (line, "allocated-bytes", allocated_bytes (info));
+  json_add_uint64 (line, "allocated-bytes", allocated_bytes (info));
   add_percent (line, info);
-  add_bool (line, "complete", is_complete (info));
-  return put_json (line, JSON_C_TO_STRING_SPACED);
+  json_add_bool (line, "complete", is_complete (info));
+  return json_put (line, JSON_C_TO_STRING_SPACED);
 }
 
 /* Show what has changed.  What is complete at once has no progress. */
