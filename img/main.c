@@ -23,6 +23,20 @@ static const struct verb {
   /* clang-format off */
 } verbs[] = {
   {
+    "check", img_check, "find what is wrong with an overlay, mend it",
+    "addcow-img check [--output=human|json] [-r] [-q] FILE\n"
+    "\n"
+    "Tell whether the overlay FILE, which is not in use, is sound.  The exit\n"
+    "status is 0 if nothing is wrong, 1 if that cannot be said, 2 if the\n"
+    "overlay cannot be used or has lost content, 3 if what is wrong is\n"
+    "harmless or suspicious, 63 if FILE is not an add-cow file.\n"
+    "\n"
+    "      --output=human|json        how (default: human)\n"
+    "  -r, --repair                   mend what can be mended in FILE\n"
+    "  -q, --quiet                    print only what is wrong\n"
+    "  -h, --help                     print this\n",
+  },
+  {
     "create", img_create, "make a new overlay",
     "addcow-img create [-b BACKING [-F FMT]] [-i IMAGE] [-o KEY=VALUE,...]\n"
     "                  [-f] [-q] FILE [SIZE]\n"
@@ -140,7 +154,7 @@ print_program_help (void)
 {
   size_t i;
 
-  printf ("addcow-img: make and describe add-cow overlays\n"
+  printf ("addcow-img: make, describe and check add-cow overlays\n"
           "\n"
           "addcow-img VERB [OPTIONS] FILE ...\n"
           "addcow-img VERB --help\n"
