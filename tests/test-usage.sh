@@ -11,7 +11,8 @@ set -x
 source "$abs_srcdir/bad-input.sh"
 
 # Help is for stdout, and for 80 columns.
-for arguments in --help -h "create --help" "info --help" "map --help" \
+for arguments in --help -h "check --help" "create --help" "info --help" \
+                 "map --help" \
                  "create -q --help x" "info --output=json --help"; do
     # shellcheck disable=SC2086
     addcow-img $arguments > out 2> err
@@ -19,7 +20,7 @@ for arguments in --help -h "create --help" "info --help" "map --help" \
     grep -q '^addcow-img' out
     [ -z "$(grep '.\{81\}' out)" ]
 done
-for verb in create info map; do
+for verb in check create info map; do
     addcow-img --help | grep "^  $verb "
     # shellcheck disable=SC1087
     addcow-img $verb --help | head -n 1 | grep "^addcow-img $verb "
@@ -86,6 +87,7 @@ to_full ()
 }
 fails_full --help
 fails_full --version
+fails_full check --help
 fails_full create --help
 fails_full info --help
 fails_full info vm.add-cow
