@@ -53,12 +53,10 @@ no_image_error (const char *file_name)
   return EXIT_FAILURE;
 }
 
-int
-open_disk_writable (const char *file_name, bool without_backing,
-                    struct disk **disk, int *image_fd)
+static struct disk_options
+verb_options (bool without_backing)
 {
-  CLEANUP_FAILURE struct failure failure = { 0 };
-  const struct disk_options options = {
+  return (struct disk_options){
     .check_image = true,
     .without_backing = without_backing,
     .backing = {
@@ -66,6 +64,14 @@ open_disk_writable (const char *file_name, bool without_backing,
       .log = log_backing,
     },
   };
+}
+
+int
+open_disk_writable (const char *file_name, bool without_backing,
+                    struct disk **disk, int *image_fd)
+{
+  CLEANUP_FAILURE struct failure failure = { 0 };
+  const struct disk_options options = verb_options (without_backing);
   int r;
 
   if (disk_open (disk, file_name, &options, &failure))
@@ -93,17 +99,11 @@ int
 open_disk_readable (const char *file_name, struct disk **disk, bool *in_use)
 {
   CLEANUP_FAILURE struct failure failure = { 0 };
-  struct disk_options options = {
-    .read_only = true,
-    .check_image = true,
-    .backing = {
-      .timeout_seconds = BACKING_TIMEOUT_SECONDS,
-      .log = log_backing,
-    },
-  };
+  struct disk_options options = verb_options (false);
   int r;
 
   *in_use = false;
+  options.read_only = true;
   r = disk_open (disk, file_name, &options, &failure);
   if (r == ADDCOW_E_IN_USE && has_writer (file_name)) {
     *in_use = options.unlocked = true;
@@ -113,4 +113,15 @@ open_disk_readable (const char *file_name, struct disk **disk, bool *in_use)
   if (r)
     return open_disk_failure (file_name, &failure);
   return (*disk)->image_fd == -1 ? no_image_error (file_name) : EXIT_SUCCESS;
+}
+
+int
+open_disk_backing (struct disk *disk)
+{
+  CLEANUP_FAILURE struct failure failure = { 0 };
+  const struct disk_options options = verb_options (false);
+
+  if (disk_open_backing (disk, &options, &failure))
+    return open_disk_failure (disk->file_name, &failure);
+  return EXIT_SUCCESS;
 }

@@ -24,6 +24,11 @@ int open_disk_writable (const char *file_name, bool without_backing,
  */
 int open_disk_readable (const char *file_name, struct disk **disk,
                         bool *in_use);
+/* Open the backing file of DISK, which was opened without, if it has one: see
+ * disk_open_backing.  Returns EXIT_SUCCESS, or EXIT_FAILURE and has said why.
+ * May block.
+ */
+int open_disk_backing (struct disk *disk);
 
 /* Say what opening FILE_NAME failed with.  Returns EXIT_FAILURE. */
 int open_disk_failure (const char *file_name, const struct failure *failure);

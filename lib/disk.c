@@ -281,12 +281,15 @@ is_complete (struct disk *disk)
 }
 
 /* A disk that stands alone needs no backing file: it may be gone. */
-static int
-open_backing_if_needed (struct disk *disk, const struct disk_options *options,
-                        struct failure *failure)
+int
+disk_open_backing (struct disk *disk, const struct disk_options *options,
+                   struct failure *failure)
 {
-  int r = open_backing (disk, options, failure);
+  int r;
 
+  if (disk->backing_location.name == NULL)
+    return 0;
+  r = open_backing (disk, options, failure);
   if (r == 0 || !is_complete (disk))
     return r;
   failure_clear (failure);
@@ -319,8 +322,8 @@ open_all (struct disk *disk, const struct disk_options *options,
     if (r)
       return failure_set (failure, disk->image_location.name, r);
   }
-  if (disk->backing_location.name && !options->without_backing) {
-    r = open_backing_if_needed (disk, options, failure);
+  if (!options->without_backing) {
+    r = disk_open_backing (disk, options, failure);
     if (r)
       return r;
   }

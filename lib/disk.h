@@ -88,6 +88,14 @@ struct disk {
 int disk_open (struct disk **disk, const char *file_name,
                const struct disk_options *options, struct failure *failure);
 
+/* Open the backing file of DISK, which was opened with the same OPTIONS but
+ * without it, if it has one.  Its overlay goes on without.  Where all sectors
+ * are allocated and it cannot be opened, disk->backing stays NULL.  Returns 0,
+ * or an error number and *FAILURE.  May block, as disk_open.
+ */
+int disk_open_backing (struct disk *disk, const struct disk_options *options,
+                       struct failure *failure);
+
 /* Open the image, which was found when DISK was opened, for reading and
  * writing.  *FD is the caller's.  Returns 0 or an errno; ADDCOW_E_NO_IMAGE
  * where there is none that is a local file.  May block.
