@@ -315,6 +315,15 @@ image_file_copy (struct image *image, int fd, uint64_t count, uint64_t offset)
   return 0;
 }
 
+static int
+image_file_set_length (struct image *image, uint64_t length_bytes)
+{
+  while (ftruncate (image_file_fd (image), length_bytes) == -1)
+    if (errno != EINTR)
+      return errno;
+  return 0;
+}
+
 static const struct image_ops image_file_ops = {
   .read = image_file_read,
   .write = image_file_write,
@@ -324,6 +333,7 @@ static const struct image_ops image_file_ops = {
   .extents = image_file_extents,
   .cache = image_file_cache,
   .copy = image_file_copy,
+  .set_length = image_file_set_length,
 };
 
 void

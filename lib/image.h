@@ -68,6 +68,11 @@ struct image_ops {
    * makes.  When it fails a part may have been written.  NULL: cannot.
    */
   int (*copy) (struct image *, int fd, uint64_t count, uint64_t offset);
+
+  /* Cut it behind LENGTH_BYTES, or lengthen it by what reads as zeroes: also
+   * what was cut off before.  A flush makes that durable.  NULL: cannot.
+   */
+  int (*set_length) (struct image *, uint64_t length_bytes);
 };
 
 struct image {
