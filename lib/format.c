@@ -22,7 +22,7 @@ struct header_on_disk {
   uint8_t version[4];
   char backing_file[FORMAT_NAME_BYTES];
   char image_file[FORMAT_NAME_BYTES];
-  uint8_t size[8];
+  uint8_t size[FORMAT_SIZE_BYTES];
 };
 
 _Static_assert(sizeof (struct header_on_disk) == FORMAT_HEADER_BYTES,
@@ -30,6 +30,8 @@ _Static_assert(sizeof (struct header_on_disk) == FORMAT_HEADER_BYTES,
 _Static_assert(offsetof (struct header_on_disk, backing_file) ==
                    FORMAT_BACKING_OFFSET,
                "backing_file is at byte 12");
+_Static_assert(offsetof (struct header_on_disk, size) == FORMAT_SIZE_OFFSET,
+               "the size is the last field");
 
 int
 format_check_size (uint64_t size_bytes)
@@ -106,14 +108,21 @@ format_encode (const struct header *header, uint8_t buf[FORMAT_HEADER_BYTES])
 {
   struct header_on_disk *disk = (void *) buf;
   const uint32_t version = htobe32 (FORMAT_VERSION);
-  const uint64_t size = htobe64 (header->size_bytes);
 
   memset (disk, 0, sizeof *disk);
   memcpy (disk->magic, FORMAT_MAGIC, FORMAT_MAGIC_BYTES);
   memcpy (disk->version, &version, sizeof version);
   memcpy (disk->backing_file, header->backing_file, FORMAT_NAME_BYTES);
   memcpy (disk->image_file, header->image_file, strlen (header->image_file));
-  memcpy (disk->size, &size, sizeof size);
+  format_encode_size (header->size_bytes, disk->size);
+}
+
+void
+format_encode_size (uint64_t size_bytes, uint8_t buf[FORMAT_SIZE_BYTES])
+{
+  const uint64_t size = htobe64 (size_bytes);
+
+  memcpy (buf, &size, sizeof size);
 }
 
 int

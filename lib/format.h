@@ -97,6 +97,11 @@ unsigned format_errors (const uint8_t buf[FORMAT_HEADER_BYTES],
 void format_encode (const struct header *header,
                     uint8_t buf[FORMAT_HEADER_BYTES]);
 
+/* The size field alone: where it is, and SIZE_BYTES as it is there. */
+#define FORMAT_SIZE_OFFSET 2060
+#define FORMAT_SIZE_BYTES 8
+void format_encode_size (uint64_t size_bytes, uint8_t buf[FORMAT_SIZE_BYTES]);
+
 /* Copy NAME into FIELD, backing_file or image_file of a header, and make
  * the rest of it zero: there are no hints then.  Returns 0, or
  * ADDCOW_E_NAME_LONG when it does not fit with its NUL.
