@@ -81,6 +81,19 @@ static const struct verb {
     "  -h, --help                     print this\n",
   },
   {
+    "resize", img_resize, "change the size of an overlay",
+    "addcow-img resize [--shrink] [-q] FILE [+|-]SIZE\n"
+    "\n"
+    "Change the size of the disk of the overlay FILE, which nobody serves, to\n"
+    "SIZE, or by SIZE with + or -.  What is added reads as zeroes.\n"
+    "\n"
+    "      --shrink                   what is past the new end may be deleted\n"
+    "  -q, --quiet                    print nothing at the end\n"
+    "  -h, --help                     print this\n"
+    "\n"
+    "SIZE is as for create.\n",
+  },
+  {
     "stream", img_stream, "fill the image until it stands alone",
     "addcow-img stream [-p] [-q] [--rate=SIZE] FILE\n"
     "\n"
