@@ -21,6 +21,13 @@ struct version {
   struct version *older;
 };
 
+/* How long a store was from then on. */
+struct sim_length {
+  uint64_t clock;
+  uint64_t size_bytes;
+  struct sim_length *older;
+};
+
 struct sim_block {
   uint8_t now[BLOCK_BYTES];
   uint8_t data; /* a bit for each sector: no hole */
@@ -139,6 +146,7 @@ sim_log_count_changes (struct sim_world *world, const struct sim_port *port)
          sim_log_count (world, port, SIM_ZERO) +
          sim_log_count (world, port, SIM_TRIM) +
          sim_log_count (world, port, SIM_COPY) +
+         sim_log_count (world, port, SIM_SET_LENGTH) +
          sim_log_count (world, port, SIM_FLUSH);
 }
 
@@ -153,6 +161,7 @@ sim_store_init (struct sim_store *store, struct sim_world *world,
   *store = (struct sim_store){
     .world = world,
     .size_bytes = size_bytes,
+    .durable_bytes = size_bytes,
     .knows_holes = true,
     .nr_block_tables = DIV_ROUND_UP (nr_blocks, TABLE_BLOCKS),
   };
@@ -197,6 +206,17 @@ free_versions (struct version *v)
   }
 }
 
+static void
+free_lengths (struct sim_length *l)
+{
+  while (l) {
+    struct sim_length *older = l->older;
+
+    free (l);
+    l = older;
+  }
+}
+
 /* Call FN for each block there is. */
 static void
 for_each_block (struct sim_store *store,
@@ -228,6 +248,7 @@ sim_store_clear (struct sim_store *store)
 {
   uint64_t i;
 
+  free_lengths (store->lengths);
   for_each_block (store, free_block, NULL);
   for (i = 0; i < store->nr_block_tables; i++)
     free (store->blocks[i]);
@@ -290,6 +311,47 @@ change_range (struct sim_store *store, const struct sim_port *port,
     count -= n;
     offset += n;
   }
+}
+
+/* Have room for the blocks of a longer store. */
+static void
+make_room (struct sim_store *store, uint64_t size_bytes)
+{
+  const uint64_t n = DIV_ROUND_UP (DIV_ROUND_UP (size_bytes, BLOCK_BYTES),
+                                   TABLE_BLOCKS);
+
+  if (n <= store->nr_block_tables)
+    return;
+  store->blocks = realloc (store->blocks, (n + 1) * sizeof store->blocks[0]);
+  CHECK (store->blocks != NULL);
+  memset (&store->blocks[store->nr_block_tables], 0,
+          (n + 1 - store->nr_block_tables) * sizeof store->blocks[0]);
+  store->nr_block_tables = n;
+}
+
+static void
+change_length (struct sim_store *store, const struct sim_port *port,
+               uint64_t size_bytes)
+{
+  struct sim_length *l;
+
+  if (size_bytes < store->size_bytes)
+    change_range (store, port, NULL, store->size_bytes - size_bytes, size_bytes,
+                  true, NULL);
+  make_room (store, size_bytes);
+  store->size_bytes = size_bytes;
+  if (!store->track) {
+    store->durable_bytes = size_bytes;
+    return;
+  }
+  l = malloc (sizeof *l);
+  CHECK (l != NULL);
+  *l = (struct sim_length){
+    .clock = ++store->world->clock,
+    .size_bytes = size_bytes,
+    .older = store->lengths,
+  };
+  store->lengths = l;
 }
 
 static void
@@ -392,6 +454,21 @@ flush_block (struct sim_block *block, uint64_t offset UNUSED, void *opaque)
     flush_sector (block, i, opaque);
 }
 
+/* A flush that fails leaves open what length it is. */
+static void
+flush_length (struct sim_store *store, const struct flush *f)
+{
+  struct sim_length **l = &store->lengths;
+
+  while (*l && (*l)->clock > f->mark)
+    l = &(*l)->older;
+  if (*l == NULL || !f->good)
+    return;
+  store->durable_bytes = (*l)->size_bytes;
+  free_lengths (*l);
+  *l = NULL;
+}
+
 /* A write with FUA: the newest version of each sector is durable. */
 static void
 settle_range (struct sim_store *store, uint64_t count, uint64_t offset)
@@ -432,6 +509,13 @@ struct crash {
   struct rng *rng;
 };
 
+static bool
+is_zero (const uint8_t bytes[SECTOR])
+{
+  return bytes[0] == 0 && memcmp (bytes, bytes + 1, SECTOR - 1) == 0;
+}
+
+/* What was made a hole and is so no more is data. */
 static void
 crash_block (struct sim_block *block, uint64_t offset, void *opaque)
 {
@@ -449,8 +533,22 @@ crash_block (struct sim_block *block, uint64_t offset, void *opaque)
     if (offset + i * SECTOR < c->after->size_bytes)
       change_range (c->after, NULL, bytes,
                     MIN (SECTOR, c->after->size_bytes - (offset + i * SECTOR)),
-                    offset + i * SECTOR, !(block->data & 1u << i), NULL);
+                    offset + i * SECTOR,
+                    !(block->data & 1u << i) && is_zero (bytes), NULL);
   }
+}
+
+static uint64_t
+crash_length (const struct sim_store *store, struct rng *rng)
+{
+  uint64_t size_bytes = store->durable_bytes;
+  const struct sim_length *l;
+  unsigned n = 1;
+
+  for (l = store->lengths; l; l = l->older)
+    if (rng_one_in (rng, ++n))
+      size_bytes = l->size_bytes;
+  return size_bytes;
 }
 
 void
@@ -459,7 +557,7 @@ sim_store_crash (struct sim_store *after, struct sim_world *world,
 {
   struct crash c = { .after = after, .rng = rng };
 
-  sim_store_init (after, world, store->size_bytes);
+  sim_store_init (after, world, crash_length (store, rng));
   after->knows_holes = store->knows_holes;
   after->track = store->track;
   after->forgets = store->forgets;
@@ -733,8 +831,24 @@ sim_image_flush (struct image *image)
     .good = o.err == 0,
     .forgets = o.port->store->forgets,
   };
-  if (!o.port->store->world->dead && o.port->store->track)
+  if (!o.port->store->world->dead && o.port->store->track) {
     for_each_block (o.port->store, flush_block, &f);
+    flush_length (o.port->store, &f);
+  }
+  return end (&o);
+}
+
+static int
+sim_image_set_length (struct image *image, uint64_t length_bytes)
+{
+  struct operation o = { .port = image_port (image), .op = SIM_SET_LENGTH };
+  struct sim_store *store = o.port->store;
+
+  begin (&o);
+  if (!store->world->no_log)
+    store->world->events[o.event].offset = length_bytes;
+  if (o.err == 0 && length_bytes != store->size_bytes)
+    change_length (store, o.port, length_bytes);
   return end (&o);
 }
 
@@ -759,6 +873,7 @@ static const struct image_ops sim_image_ops = {
   .flush = sim_image_flush,
   .extents = sim_image_extents,
   .cache = sim_image_cache,
+  .set_length = sim_image_set_length,
 };
 
 void
@@ -883,6 +998,7 @@ sim_can_copy (struct sim_image *image, struct sim_backing *backing)
     .extents = sim_image_extents,
     .cache = sim_image_cache,
     .copy = sim_image_copy,
+    .set_length = sim_image_set_length,
   };
   static const struct backing_ops backing_ops = {
     .read = sim_backing_read,

@@ -14,7 +14,8 @@
  * what is durable and every version since.  A flush that succeeds makes
  * durable what had been written when it began: through the same handle,
  * or through any if the handle has multi_conn.  After power failed each
- * sector is, by itself, at any of these versions.
+ * sector is, by itself, at any of these versions.  So is the length of the
+ * store; what was cut off and comes back so is old, or zeroes.
  *
  * When a flush fails, what it should have made durable may be so or not;
  * if the store forgets, no later flush makes it so (as the kernel does
@@ -43,6 +44,7 @@ enum sim_op {
   SIM_EXTENTS,
   SIM_CACHE,
   SIM_COPY,
+  SIM_SET_LENGTH, /* in the log, its offset is the new length */
   SIM_NR_OPS,
 };
 
@@ -104,6 +106,8 @@ struct sim_store {
   bool discards;    /* keeps nothing: everything is zero */
   struct sim_block ***blocks;
   uint64_t nr_block_tables;
+  uint64_t durable_bytes;     /* its length after the last flush, */
+  struct sim_length *lengths; /* and since, the newest first */
 };
 
 /* All zero, all hole. */

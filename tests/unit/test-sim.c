@@ -194,6 +194,83 @@ test_extents (void)
   end ();
 }
 
+static int
+set_length (uint64_t length_bytes)
+{
+  return a.image.ops->set_length (&a.image, length_bytes);
+}
+
+/* How long may it be after power failed?  Up to two lengths. */
+static void
+check_lengths (uint64_t one, uint64_t other)
+{
+  struct rng rng = { 1 };
+  bool has_one = false, has_other = false;
+  int i;
+
+  for (i = 0; i < 100; i++) {
+    struct sim_world after_world;
+    struct sim_store after;
+
+    sim_world_init (&after_world);
+    sim_store_crash (&after, &after_world, &store, &rng);
+    CHECK (after.size_bytes == one || after.size_bytes == other);
+    has_one |= after.size_bytes == one;
+    has_other |= after.size_bytes == other;
+    sim_store_clear (&after);
+    sim_world_clear (&after_world);
+  }
+  CHECK (has_one && has_other);
+}
+
+static void
+test_length (void)
+{
+  const uint64_t large = UINT64_C (1) << 30;
+
+  begin (true);
+  write_byte (&a, 1, 0, 0);
+  write_byte (&a, 2, 4607, 0);
+  write_byte (&a, 3, 4608, 0);
+  CHECK_EQ (flush (&a), 0);
+
+  /* What is cut off may be there after a crash. */
+  CHECK_EQ (set_length (4608), 0);
+  CHECK_EQ (store.size_bytes, 4608);
+  check_lengths (SIZE, 4608);
+  CHECK_EQ (set_length (SIZE), 0);
+  CHECK_EQ (sim_store_byte (&store, 4607), 2);
+  CHECK_EQ (sim_store_byte (&store, 4608), 0);
+  CHECK (!sim_store_is_data (&store, 4608));
+  sim_fail (&a.port, SIM_FLUSH, 1, EIO, 0);
+  CHECK_EQ (flush (&a), EIO);
+  check_lengths (SIZE, 4608);
+  CHECK_EQ (flush (&a), 0);
+  check_lengths (SIZE, SIZE);
+  CHECK_EQ (after_crash (4608), 1 << 0);
+
+  /* Within a sector, and far away. */
+  CHECK_EQ (set_length (4600), 0);
+  CHECK_EQ (flush (&a), 0);
+  CHECK_EQ (set_length (large), 0);
+  CHECK_EQ (sim_store_byte (&store, 4607), 0);
+  write_byte (&a, 4, large - 1, 0);
+  check_lengths (4600, large);
+  CHECK_EQ (flush (&a), 0);
+  CHECK_EQ (after_crash (large - 1), 1 << 4);
+  CHECK_EQ (after_crash (0), 1 << 1);
+
+  sim_log_clear (&world);
+  sim_fail (&a.port, SIM_SET_LENGTH, 1, ENOSPC, 0);
+  CHECK_EQ (set_length (1), ENOSPC);
+  sim_world_kill (&world);
+  CHECK_EQ (set_length (2), EIO);
+  CHECK_EQ (store.size_bytes, large);
+  CHECK_EQ (sim_log_get (&world, NULL, SIM_SET_LENGTH, 1).offset, 2);
+  CHECK_EQ (sim_log_count_changes (&world, &a.port), 2);
+  end ();
+}
+
 int
 main (void)
 {
@@ -204,5 +281,6 @@ main (void)
   test_write_during_flush ();
   test_dead ();
   test_extents ();
+  test_length ();
   return 0;
 }
