@@ -80,6 +80,18 @@ test_encode_is_byte_exact (void)
 }
 
 static void
+test_encode_size (void)
+{
+  uint8_t buf[FORMAT_HEADER_BYTES], size[FORMAT_SIZE_BYTES];
+
+  make_valid (buf);
+  format_encode_size (VALID_SIZE, size);
+  CHECK (memcmp (buf + FORMAT_SIZE_OFFSET, size, sizeof size) == 0);
+  CHECK_EQ (FORMAT_SIZE_OFFSET, SIZE_AT);
+  CHECK_EQ (FORMAT_SIZE_BYTES, 8);
+}
+
+static void
 test_decode (void)
 {
   uint8_t buf[FORMAT_HEADER_BYTES];
@@ -645,6 +657,7 @@ main (void)
 {
   test_constants ();
   test_encode_is_byte_exact ();
+  test_encode_size ();
   test_decode ();
   test_round_trip ();
   test_first_error_that_applies ();

@@ -261,6 +261,37 @@ test_size (void)
   close (folder_fd);
 }
 
+static void
+test_set_length (void)
+{
+  const int fd = open_file ();
+  char *path = scratch_path (folder, "file");
+  const int read_only = open (path, O_RDONLY | O_CLOEXEC);
+  struct image_file file;
+  uint8_t buf[100];
+  uint64_t size;
+
+  image_file_init (&file, fd);
+  memset (buf, 1, sizeof buf);
+  CHECK_EQ (fd_write (fd, buf, sizeof buf, 0), 0);
+  CHECK_EQ (file.image.ops->set_length (&file.image, 60), 0);
+  CHECK_EQ (fd_size (fd, &size), 0);
+  CHECK_EQ (size, 60);
+
+  /* What was cut off does not come back. */
+  CHECK_EQ (file.image.ops->set_length (&file.image, 100), 0);
+  CHECK_EQ (fd_read (fd, buf, sizeof buf, 0), 0);
+  CHECK (buf[0] == 1 && buf[59] == 1 && buf[60] == 0 && buf[99] == 0);
+
+  image_file_init (&file, read_only);
+  CHECK_EQ (file.image.ops->set_length (&file.image, 1), EINVAL);
+  CHECK_EQ (fd_size (fd, &size), 0);
+  CHECK_EQ (size, 100);
+  close (read_only);
+  close (fd);
+  free (path);
+}
+
 /*--- Extents. ---------------------------------------------------------*/
 
 struct seen {
@@ -664,6 +695,7 @@ main (void)
   test_read_write ();
   test_real_errno ();
   test_size ();
+  test_set_length ();
   test_extents ();
   test_no_holes ();
   test_past_end ();
