@@ -19,29 +19,26 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "backing-arg.h"
 #include "backing.h"
 #include "common.h"
 #include "disk.h"
-#include "hints.h"
 #include "image-file.h"
 #include "img.h"
 #include "lock.h"
-#include "metadata.h"
 #include "names.h"
 #include "new-file.h"
 
 struct create {
   const char *file_name;
-  char *backing;        /* as given, NULL: none */
-  char *backing_format; /* as given, NULL: nobody said */
-  char *image;          /* as given or by default */
-  char *size;           /* as given, NULL: the backing's */
+  struct backing_arg backing;
+  char *image; /* as given or by default */
+  char *size;  /* as given, NULL: the backing's */
   bool force, quiet;
 
-  char *path;                       /* of FILE, links followed */
-  char *folder;                     /* that names are relative to */
-  struct location backing_location; /* no name: none */
-  char *image_path;                 /* NULL: none */
+  char *path;       /* of FILE, links followed */
+  char *folder;     /* that names are relative to */
+  char *image_path; /* NULL: none */
   struct header header;
 
   /* Locked until all is done, or -1: what is overwritten, and an image
@@ -58,50 +55,27 @@ cleanup_create (struct create *c)
     close (c->old_fd);
   if (c->image_fd >= 0)
     close (c->image_fd);
-  free (c->backing);
-  free (c->backing_format);
+  backing_arg_clear (&c->backing);
   free (c->image);
   free (c->size);
   free (c->path);
   free (c->folder);
   free (c->image_path);
-  location_clear (&c->backing_location);
 }
 
 /*--- Arguments. -------------------------------------------------------*/
-
-/* Set the argument *WHERE, which must not be set yet, to a copy. */
-static int
-set_once (char **where, const char *what, const char *value)
-{
-  if (*where)
-    return img_usage_error ("create", "the %s is given more than once", what);
-  *where = strdup (value);
-  if (*where == NULL)
-    return img_file_error (what, ENOMEM);
-  return EXIT_SUCCESS;
-}
-
-static int
-set_backing_format (struct create *c, const char *value)
-{
-  if (!format_is_hint (value))
-    return img_usage_error ("create", "'%s' is not the name of a format",
-                            value);
-  return set_once (&c->backing_format, "format of the backing file", value);
-}
 
 static int
 set_option (struct create *c, const char *key, const char *value)
 {
   if (strcmp (key, "backing_file") == 0)
-    return set_once (&c->backing, "backing file", value);
+    return backing_arg_set_name (&c->backing, value);
   if (strcmp (key, "backing_fmt") == 0)
-    return set_backing_format (c, value);
+    return backing_arg_set_format (&c->backing, value);
   if (strcmp (key, "image_file") == 0)
-    return set_once (&c->image, "image file", value);
+    return img_set_once ("create", &c->image, "image file", value);
   if (strcmp (key, "size") == 0)
-    return set_once (&c->size, "size", value);
+    return img_set_once ("create", &c->size, "size", value);
   return img_usage_error ("create", "-o: unknown key '%s'", key);
 }
 
@@ -149,11 +123,11 @@ parse_option (struct create *create, int c, char *argv[])
 {
   switch (c) {
   case 'b':
-    return set_once (&create->backing, "backing file", optarg);
+    return backing_arg_set_name (&create->backing, optarg);
   case 'F':
-    return set_backing_format (create, optarg);
+    return backing_arg_set_format (&create->backing, optarg);
   case 'i':
-    return set_once (&create->image, "image file", optarg);
+    return img_set_once ("create", &create->image, "image file", optarg);
   case 'o':
     return parse_options (create, optarg);
   case 'f':
@@ -187,25 +161,6 @@ default_image (struct create *c)
   return EXIT_SUCCESS;
 }
 
-static bool
-has_backing (const struct create *c)
-{
-  return c->backing && c->backing[0];
-}
-
-static int
-resolve_backing (struct create *c)
-{
-  int r;
-
-  if (!has_backing (c))
-    return EXIT_SUCCESS;
-  r = format_set_name (c->header.backing_file, c->backing);
-  if (r == 0)
-    r = location_find (&c->backing_location, c->folder, c->backing, NULL);
-  return r ? img_file_error (c->backing, r) : EXIT_SUCCESS;
-}
-
 static int
 resolve_image (struct create *c)
 {
@@ -226,11 +181,8 @@ resolve_names (struct create *c)
 
   if (c->file_name[0] == '\0')
     return img_usage_error ("create", "FILE must not be empty");
-  if (c->backing_format && !has_backing (c))
-    return img_usage_error ("create",
-                            "there is no backing file that could "
-                            "be of the format %s",
-                            c->backing_format);
+  if (backing_arg_check (&c->backing) != EXIT_SUCCESS)
+    return EXIT_FAILURE;
   if (c->image == NULL && default_image (c) != EXIT_SUCCESS)
     return EXIT_FAILURE;
   r = name_folder (c->file_name, &c->folder);
@@ -243,7 +195,7 @@ resolve_names (struct create *c)
   if (c->path == NULL)
     return img_file_error (c->file_name, ENOMEM);
 
-  if (resolve_backing (c) != EXIT_SUCCESS)
+  if (backing_arg_resolve (&c->backing, c->folder, &c->header) != EXIT_SUCCESS)
     return EXIT_FAILURE;
   return resolve_image (c);
 }
@@ -266,42 +218,22 @@ parse_size (struct create *c, bool *given)
   return r ? img_file_error (c->size, r) : EXIT_SUCCESS;
 }
 
-/* Without a format there are no hints: whoever does not ask for them gets
- * the bytes that the format had from the beginning.
- */
-static int
-set_hints (struct create *c, const struct backing *backing)
-{
-  struct hints hints;
-  int r;
-
-  if (c->backing_format == NULL)
-    return 0;
-  r = hints_take (&hints, &c->backing_location, backing->size_bytes);
-  if (r)
-    return r;
-  strcpy (hints.format, c->backing_format);
-  return format_set_hints (&c->header, &hints);
-}
-
 static int
 open_backing (struct create *c, bool take_size)
 {
-  CLEANUP_FAILURE struct failure failure = { 0 };
   const struct backing_options options = {
-    .format = c->backing_format,
     .timeout_seconds = BACKING_TIMEOUT_SECONDS,
   };
   struct backing *backing;
   int r;
 
-  if (backing_open (&backing, &c->backing_location, &options, &failure))
-    return img_failure (&failure);
+  if (backing_arg_open (&c->backing, &options, &backing) != EXIT_SUCCESS)
+    return EXIT_FAILURE;
   if (take_size)
     c->header.size_bytes = backing->size_bytes;
-  r = set_hints (c, backing);
+  r = backing_arg_set_hints (&c->backing, backing->size_bytes, &c->header);
   backing_close (backing);
-  return r ? img_file_error (c->backing_location.name, r) : EXIT_SUCCESS;
+  return r;
 }
 
 /* Look at the backing file, and take its size if none is given. */
@@ -314,10 +246,11 @@ check_size_and_backing (struct create *c)
 
   if (parse_size (c, &given) != EXIT_SUCCESS)
     return EXIT_FAILURE;
-  if (!given && !has_backing (c))
+  if (!given && !backing_arg_is_there (&c->backing))
     return img_usage_error ("create", "without a backing file, SIZE is "
                                       "needed");
-  if (has_backing (c) && open_backing (c, !given) != EXIT_SUCCESS)
+  if (backing_arg_is_there (&c->backing) &&
+      open_backing (c, !given) != EXIT_SUCCESS)
     return EXIT_FAILURE;
 
   size = c->header.size_bytes;
@@ -325,25 +258,6 @@ check_size_and_backing (struct create *c)
   c->header.size_bytes = size;
   r = format_check_size (size);
   return r ? img_file_error (c->file_name, EFBIG) : EXIT_SUCCESS;
-}
-
-/* Lock the FILE that will be replaced.  Should its name be another
- * file's by then, somebody else is just making that.
- */
-static int
-lock_old (struct create *c)
-{
-  struct stat locked, there;
-  int r;
-
-  r = metadata_open (c->path, true, &c->old_fd);
-  if (r == 0)
-    r = lock_metadata (c->old_fd, true);
-  if (r)
-    return r;
-  if (fstat (c->old_fd, &locked) == -1 || stat (c->path, &there) == -1)
-    return errno;
-  return same_file (&locked, &there) ? 0 : ADDCOW_E_IN_USE;
 }
 
 /* FILE must not be there, or not be in use when it may be overwritten. */
@@ -360,48 +274,8 @@ check_file (struct create *c)
     img_error ("%s: exists already (-f overwrites it)", c->file_name);
     return EXIT_FAILURE;
   }
-  r = lock_old (c);
+  r = lock_replaced (c->path, &c->old_fd);
   return r ? img_file_error (c->file_name, r) : EXIT_SUCCESS;
-}
-
-/* The path of what may not be there yet, its folder resolved. */
-static char *
-canonical (const char *path)
-{
-  CLEANUP_FREE char *folder = NULL;
-  char *result = realpath (path, NULL);
-
-  if (result || name_folder (path, &folder) != 0 ||
-      asprintf (&result, "%s/%s", folder, name_basename (path)) == -1)
-    return result;
-  return result;
-}
-
-static bool
-is_same (const char *a, const char *b)
-{
-  CLEANUP_FREE char *path_a = canonical (a);
-  CLEANUP_FREE char *path_b = canonical (b);
-  struct stat st_a, st_b;
-
-  if (path_a && path_b && strcmp (path_a, path_b) == 0)
-    return true;
-  return stat (a, &st_a) == 0 && stat (b, &st_b) == 0 &&
-         same_file (&st_a, &st_b);
-}
-
-static int
-check_distinct (struct create *c)
-{
-  const char *backing_path = c->backing_location.path; /* NULL: a URI */
-
-  if (c->image_path && is_same (c->image_path, c->path))
-    return img_file_error (c->image_path, ADDCOW_E_IMAGE_IS_METADATA);
-  if (backing_path && is_same (backing_path, c->path))
-    return img_file_error (backing_path, ADDCOW_E_BACKING_IS_METADATA);
-  if (c->image_path && backing_path && is_same (c->image_path, backing_path))
-    return img_file_error (backing_path, ADDCOW_E_BACKING_IS_IMAGE);
-  return EXIT_SUCCESS;
 }
 
 /* An image that is there is kept, if it can be one.  *MISSING: it is not
@@ -507,12 +381,12 @@ print_result (const struct create *c)
   printf ("Formatting '");
   text_print (stdout, c->file_name);
   printf ("', fmt=add-cow size=%" PRIu64, c->header.size_bytes);
-  if (has_backing (c)) {
+  if (backing_arg_is_there (&c->backing)) {
     printf (" backing_file=");
     text_print (stdout, c->header.backing_file);
   }
-  if (c->backing_format)
-    printf (" backing_fmt=%s", c->backing_format);
+  if (c->backing.format)
+    printf (" backing_fmt=%s", c->backing.format);
   if (c->image_path) {
     printf (" image_file=");
     text_print (stdout, c->header.image_file);
@@ -525,7 +399,9 @@ create (struct create *c)
 {
   bool image_missing;
 
-  if (resolve_names (c) != EXIT_SUCCESS || check_distinct (c) != EXIT_SUCCESS ||
+  if (resolve_names (c) != EXIT_SUCCESS ||
+      check_distinct_paths (c->path, c->image_path, c->backing.location.path) !=
+          EXIT_SUCCESS ||
       check_size_and_backing (c) != EXIT_SUCCESS ||
       check_file (c) != EXIT_SUCCESS ||
       check_image (c, &image_missing) != EXIT_SUCCESS ||
@@ -550,7 +426,7 @@ img_create (int argc, char *argv[])
     { NULL, 0, NULL, 0 },
   };
   __attribute__ ((cleanup (cleanup_create))) struct create c = {
-    .backing_location = LOCATION_NONE,
+    .backing = BACKING_ARG_NONE ("create"),
     .old_fd = -1,
     .image_fd = -1,
   };
@@ -567,8 +443,8 @@ img_create (int argc, char *argv[])
   if (optind == argc || argc - optind > 2)
     return img_usage_error ("create", "FILE and at most a SIZE are needed");
   c.file_name = argv[optind];
-  if (argc - optind == 2 &&
-      set_once (&c.size, "size", argv[optind + 1]) != EXIT_SUCCESS)
+  if (argc - optind == 2 && img_set_once ("create", &c.size, "size",
+                                          argv[optind + 1]) != EXIT_SUCCESS)
     return EXIT_FAILURE;
   return create (&c);
 }

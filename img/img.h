@@ -45,6 +45,13 @@ int img_usage_error (const char *verb, const char *format, ...)
  */
 int img_option_error (const char *verb, int c, char *argv[]);
 
+/* Set the argument *WHERE of VERB, which is called WHAT and must be given only
+ * once, to a copy of VALUE.  Returns EXIT_SUCCESS, or EXIT_FAILURE and has said
+ * why.
+ */
+int img_set_once (const char *verb, char **where, const char *what,
+                  const char *value);
+
 /* Flush stdout.  Returns EXIT_SUCCESS, or EXIT_FAILURE and has said why.
  */
 int img_close_stdout (void);

@@ -227,6 +227,16 @@ img_option_error (const char *verb, int c, char *argv[])
 }
 
 int
+img_set_once (const char *verb, char **where, const char *what,
+              const char *value)
+{
+  if (*where)
+    return img_usage_error (verb, "the %s is given more than once", what);
+  *where = strdup (value);
+  return *where ? EXIT_SUCCESS : img_file_error (what, ENOMEM);
+}
+
+int
 main (int argc, char *argv[])
 {
   const struct verb *verb;

@@ -12,8 +12,26 @@
 
 #include "common.h"
 #include "disk.h"
+#include "lock.h"
+#include "metadata.h"
 #include "names.h"
 #include "new-file.h"
+
+int
+lock_replaced (const char *path, int *fd)
+{
+  struct stat locked, there;
+  int r;
+
+  r = metadata_open (path, true, fd);
+  if (r == 0)
+    r = lock_metadata (*fd, true);
+  if (r)
+    return r;
+  if (fstat (*fd, &locked) == -1 || stat (path, &there) == -1)
+    return errno;
+  return same_file (&locked, &there) ? 0 : ADDCOW_E_IN_USE;
+}
 
 int
 new_file_open (struct new_file *file, const char *path)

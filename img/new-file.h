@@ -21,6 +21,13 @@ struct new_file {
     .fd = -1 \
   }
 
+/* Open the metadata file PATH, which will be replaced, for writing, and lock it
+ * until *FD, the caller's, is closed, also if this fails.  Returns 0, an error
+ * of metadata_open or lock_metadata; ADDCOW_E_IN_USE too when that is not the
+ * file of the name any more: somebody else is just replacing it.
+ */
+int lock_replaced (const char *path, int *fd);
+
 /* Begin a file that will be called PATH.  Returns 0 or an errno;
  * new_file_discard is due in any case.
  */
