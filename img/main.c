@@ -81,6 +81,23 @@ static const struct verb {
     "  -h, --help                     print this\n",
   },
   {
+    "rebase", img_rebase, "give an overlay another backing file",
+    "addcow-img rebase [-p] [-q] [-u] -b BACKING [-F FMT] FILE\n"
+    "\n"
+    "Let the overlay FILE, which nobody serves, have another backing file and\n"
+    "the same content.  Interrupted, it can be run again and goes on.\n"
+    "\n"
+    "  -b BACKING, --backing=BACKING  the new one, relative to the folder of\n"
+    "                                 FILE; '': none\n"
+    "  -F FMT, --backing-format=FMT   what that is: raw, qcow2, ...; it is\n"
+    "                                 noted, with size and mtime, in FILE\n"
+    "  -u, --unsafe                   change only what FILE says: the content\n"
+    "                                 is that of the new backing file then\n"
+    "  -p, --progress                 show how far it is; SIGUSR1 does once\n"
+    "  -q, --quiet                    print nothing but errors\n"
+    "  -h, --help                     print this\n",
+  },
+  {
     "resize", img_resize, "change the size of an overlay",
     "addcow-img resize [--shrink] [-q] FILE [+|-]SIZE\n"
     "\n"

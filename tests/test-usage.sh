@@ -20,7 +20,7 @@ for arguments in --help -h "check --help" "create --help" "info --help" \
     grep -q '^addcow-img' out
     [ -z "$(grep '.\{81\}' out)" ]
 done
-for verb in check create info map resize; do
+for verb in check create info map rebase resize; do
     addcow-img --help | grep "^  $verb "
     # shellcheck disable=SC1087
     addcow-img $verb --help | head -n 1 | grep "^addcow-img $verb "
