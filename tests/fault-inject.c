@@ -18,8 +18,8 @@
  *   FAULT_UNLINK  optional: how many unlinks fail, with EIO, before others
  *                 do not
  *   FAULT_RUN     optional: a shell command that is run once, just before
- *                 the call FAULT_RUN_CALL, renameat2 or fcntl, on a file
- *                 whose path, for renameat2 the new one, ends with
+ *                 the call FAULT_RUN_CALL, renameat2, fcntl or fsync, on a
+ *                 file whose path, for renameat2 the new one, ends with
  *                 FAULT_RUN_FILE
  */
 
@@ -170,12 +170,32 @@ fdatasync (int fd)
   return r;
 }
 
+/* Somebody else does something, right now. */
+static void
+run_once (const char *call, const char *path)
+{
+  const char *wanted = getenv ("FAULT_RUN_CALL");
+  const char *file = getenv ("FAULT_RUN_FILE");
+  char *command = getenv ("FAULT_RUN");
+
+  if (!command || !wanted || !file || strcmp (wanted, call) != 0 ||
+      !ends_with (path, file))
+    return;
+  command = strdup (command);
+  if (command == NULL || unsetenv ("FAULT_RUN") == -1 || system (command) == -1)
+    abort ();
+  free (command);
+}
+
 EXPORT int
 fsync (int fd)
 {
+  char path[4096];
   int r;
   REAL (fsync);
 
+  path_of (fd, path, sizeof path);
+  run_once ("fsync", path);
   if (fails ("fsync", fd))
     return -1;
   r = real (fd);
@@ -196,23 +216,6 @@ make (const char *path)
   if (fd == -1 || write (fd, "mine\n", 5) != 5)
     abort ();
   close (fd);
-}
-
-/* Somebody else does something, right now. */
-static void
-run_once (const char *call, const char *path)
-{
-  const char *wanted = getenv ("FAULT_RUN_CALL");
-  const char *file = getenv ("FAULT_RUN_FILE");
-  char *command = getenv ("FAULT_RUN");
-
-  if (!command || !wanted || !file || strcmp (wanted, call) != 0 ||
-      !ends_with (path, file))
-    return;
-  command = strdup (command);
-  if (command == NULL || unsetenv ("FAULT_RUN") == -1 || system (command) == -1)
-    abort ();
-  free (command);
 }
 
 EXPORT int
