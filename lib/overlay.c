@@ -15,6 +15,7 @@
 #include "map.h"
 #include "overlay.h"
 #include "range-lock.h"
+#include "sparse.h"
 
 #define SECTOR FORMAT_SECTOR_BYTES
 
@@ -1294,15 +1295,6 @@ overlay_extents (struct overlay *ov, struct image *image, uint64_t count,
 
 /*--- Filling. ---------------------------------------------------------*/
 
-/* What is looked at for zeroes as one, by its place in the disk. */
-#define BLOCK 4096
-
-/* A hole in the backing file that is smaller is read with what is around
- * it: its blocks become holes all the same.  Not so where the system copies,
- * for which a hole in what it is given is zeroes.
- */
-#define SMALL_HOLE 65536
-
 /* How much is made zero at once, where that is fast and where it is not. */
 #define MAX_FAST_ZERO (64 * 1024 * 1024)
 #define MAX_SLOW_ZERO (16 * 1024 * 1024)
@@ -1317,55 +1309,6 @@ struct filling {
   uint64_t offset;
 };
 
-static bool
-is_zero (const char *p, size_t n)
-{
-  return p[0] == 0 && memcmp (p, p + 1, n - 1) == 0;
-}
-
-/* How much of BUF, which is at OFFSET, is of whole blocks of zeroes, or is
- * not: *ZERO tells.
- */
-static size_t
-equal_blocks (const char *buf, size_t count, uint64_t offset, bool *zero)
-{
-  size_t n = 0;
-
-  while (n < count) {
-    const size_t room = BLOCK - (offset + n) % BLOCK;
-    const size_t block = MIN (room, count - n);
-    const bool z = block == BLOCK && is_zero (buf + n, block);
-
-    if (n == 0)
-      *zero = z;
-    else if (z != *zero)
-      break;
-    n += block;
-  }
-  return n;
-}
-
-static int
-write_sparse (struct image *image, const char *buf, size_t count,
-              uint64_t offset)
-{
-  int r = 0;
-
-  while (r == 0 && count > 0) {
-    bool zero;
-    const size_t n = equal_blocks (buf, count, offset, &zero);
-
-    if (zero)
-      r = image->ops->zero (image, n, offset, IMAGE_MAY_TRIM);
-    else
-      r = image->ops->write (image, buf, n, offset, 0);
-    buf += n;
-    count -= n;
-    offset += n;
-  }
-  return r;
-}
-
 static int
 fill_run (const struct filling *f, uint64_t sector, uint64_t nr_sectors)
 {
@@ -1373,7 +1316,7 @@ fill_run (const struct filling *f, uint64_t sector, uint64_t nr_sectors)
   const uint64_t count = nr_sectors * SECTOR;
 
   if (f->buf)
-    return write_sparse (f->image, f->buf + (offset - f->offset), count,
+    return sparse_write (f->image, f->buf + (offset - f->offset), count,
                          offset);
   if (f->fd >= 0)
     return f->image->ops->copy (f->image, f->fd, count, offset);
@@ -1445,29 +1388,6 @@ overlay_keep (struct overlay *ov, struct image *image, const void *buf,
   return fill_sectors (&f, count, wait, fault);
 }
 
-/* The first part of a range of the backing file that is data or zeroes. */
-struct part {
-  uint64_t max, max_data; /* no more need be known */
-  uint64_t min_hole;      /* a smaller one is data */
-  uint64_t n;
-  bool zero;
-};
-
-static int
-part_add (void *opaque, uint64_t count, unsigned type)
-{
-  struct part *p = opaque;
-  const bool hole = type & EXTENT_ZERO &&
-                    (count >= p->min_hole || p->n + count >= p->max);
-
-  if (p->n == 0)
-    p->zero = hole;
-  else if (hole != p->zero)
-    return EXTENT_STOP;
-  p->n += count;
-  return p->n >= (p->zero ? p->max : p->max_data) ? EXTENT_STOP : 0;
-}
-
 /* Are backing file and image files, so that the system may be able to copy
  * from the one to the other?
  */
@@ -1477,35 +1397,27 @@ system_may_copy (const struct filling *f)
   return f->image->ops->copy && f->ov->backing && f->ov->backing->ops->fd;
 }
 
+/* An extents_fn. */
+static int
+extents_below (void *opaque, uint64_t count, uint64_t offset, extent_fn *fn,
+               void *fn_opaque)
+{
+  return backing_extents (opaque, count, offset, fn, fn_opaque);
+}
+
 /* Find the first part of COUNT bytes at f->offset, whole sectors, MAX_DATA at
- * most unless it is zeroes: what is data in a sector makes it data.  Returns
- * 0 or an error number.
+ * most unless it is zeroes.  Returns 0 or an error number.
  */
 static int
 find_part (const struct filling *f, uint64_t count, uint64_t max_data,
            struct part *p)
 {
-  int r;
-
   *p = (struct part){
     .max = MIN (count, MAX_FAST_ZERO),
     .max_data = MIN (count, max_data),
-    .min_hole = system_may_copy (f) ? BLOCK : SMALL_HOLE,
+    .min_hole = system_may_copy (f) ? SPARSE_BLOCK : SPARSE_SMALL_HOLE,
   };
-  do
-    r = backing_extents (f->ov->backing, p->max - p->n, f->offset + p->n,
-                         part_add, p);
-  while (r == 0 && p->n < p->max);
-  if (r > 0)
-    return r;
-  p->n = MIN (p->n, p->zero ? p->max : p->max_data);
-  if (p->zero && p->n >= SECTOR)
-    p->n -= p->n % SECTOR;
-  else {
-    p->zero = false;
-    p->n = DIV_ROUND_UP (p->n, SECTOR) * SECTOR;
-  }
-  return 0;
+  return sparse_find_part (p, f->offset, extents_below, f->ov->backing);
 }
 
 static int
