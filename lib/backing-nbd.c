@@ -20,6 +20,7 @@
 #include "common.h"
 #include "extent-cache.h"
 #include "nbd-client.h"
+#include "nbd-peers.h"
 
 /* How much memory is used to know where the zeroes are. */
 #define MAX_CACHE_BYTES (16 * 1024 * 1024)
@@ -534,9 +535,8 @@ backing_nbd_takes (const char *name)
 }
 
 int
-backing_nbd_open (struct backing **backing, const struct location *location,
-                  const struct backing_options *options,
-                  struct failure *failure)
+nbd_peer_of_uri (struct nbd_peer **peer, const struct location *location,
+                 struct failure *failure)
 {
   struct uri_peer *p = calloc (1, sizeof *p);
 
@@ -547,6 +547,20 @@ backing_nbd_open (struct backing **backing, const struct location *location,
     return failure_set (failure, location->name, ENOMEM);
   }
   p->peer = (struct nbd_peer){ .ops = &uri_peer_ops, .fd = -1 };
-  return backing_nbd_open_peer (backing, &p->peer, location->name, options,
+  *peer = &p->peer;
+  return 0;
+}
+
+int
+backing_nbd_open (struct backing **backing, const struct location *location,
+                  const struct backing_options *options,
+                  struct failure *failure)
+{
+  struct nbd_peer *peer;
+  int r = nbd_peer_of_uri (&peer, location, failure);
+
+  if (r)
+    return r;
+  return backing_nbd_open_peer (backing, peer, location->name, options,
                                 failure);
 }

@@ -9,7 +9,8 @@
  * us connects.  It ends when its one client does, and is told to by the
  * kernel when the thread that started it ends, so that it outlives no
  * server however that ends.  A child that ends by itself is a connection
- * that was lost, and connecting again starts another one.
+ * that was lost, and connecting again starts another one.  One that writes,
+ * for a target (target-nbd.c), is told to end and given the time to.
  *
  * What the child writes to its stderr comes to us through a pipe.  Until it
  * serves that is why it does not; after that, it is for the log.
@@ -19,6 +20,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,6 +32,7 @@
 #include "backing-kinds.h"
 #include "backing-nbd.h"
 #include "common.h"
+#include "nbd-peers.h"
 #include "qemu-info.h"
 
 #define PROGRAM "qemu-nbd"
@@ -45,6 +48,8 @@ struct qemu_peer {
   char *file_name;      /* for QEMU */
   char *format_option;  /* NULL: QEMU finds it in file_name */
   int fd;               /* the file, if confined; else -1 */
+  bool writable;
+  unsigned timeout_seconds; /* for its end, if writable */
 
   bool serves;
   char said[MAX_SAID_BYTES + 1]; /* lines, or one that has no end yet */
@@ -205,7 +210,7 @@ start_child (struct qemu_peer *q, struct nbd_handle *nbd, int write_fd)
     parent,
     fd,
     (char *) PROGRAM,
-    (char *) "--read-only",
+    (char *) (q->writable ? "--discard=unmap" : "--read-only"),
     q->file_name,
     q->format_option,
     NULL,
@@ -273,12 +278,33 @@ qemu_peer_connected (struct nbd_peer *peer, struct nbd_handle *nbd)
   log_said (q);
 }
 
-/* It only reads: there is nothing that it has to bring to an end. */
+/* Let the child, which writes, close its image.  The pipe ends when it has
+ * ended.  What was flushed is safe if it does not in time.
+ */
+static void
+end_writer (struct qemu_peer *q, struct nbd_handle *nbd)
+{
+  unsigned left_ms = q->timeout_seconds * 1000;
+
+  nbd_kill_subprocess (nbd, SIGTERM);
+  while (q->peer.fd >= 0 && left_ms > 0) {
+    struct pollfd pfd = { .fd = q->peer.fd, .events = POLLIN };
+    const unsigned ms = MIN (left_ms, 100);
+
+    if (poll (&pfd, 1, ms) == 0)
+      left_ms -= ms;
+    qemu_peer_heard (&q->peer);
+  }
+}
+
+/* One that only reads has nothing to bring to an end. */
 static void
 qemu_peer_disconnect (struct nbd_peer *peer, struct nbd_handle *nbd)
 {
   struct qemu_peer *q = to_qemu (peer);
 
+  if (q->writable)
+    end_writer (q, nbd);
   nbd_kill_subprocess (nbd, SIGKILL);
   qemu_peer_heard (peer);
   close_pipe (q);
@@ -449,6 +475,7 @@ new_peer (const struct location *location,
     .is_child = true,
   };
   q->fd = -1;
+  q->timeout_seconds = options->timeout_seconds;
   q->log = options->log;
   q->log_opaque = options->log_opaque;
   q->name = strdup (location->name);
@@ -463,9 +490,9 @@ new_peer (const struct location *location,
 }
 
 int
-backing_qemu_open (struct backing **backing, const struct location *location,
-                   const struct backing_options *options,
-                   struct failure *failure)
+nbd_peer_of_qemu (struct nbd_peer **peer, const struct location *location,
+                  const struct backing_options *options, bool writable,
+                  struct failure *failure)
 {
   struct qemu_peer *q;
   int r;
@@ -476,6 +503,7 @@ backing_qemu_open (struct backing **backing, const struct location *location,
   q = new_peer (location, options);
   if (q == NULL)
     return failure_set (failure, location->name, ENOMEM);
+  q->writable = writable;
   if (location->fd >= 0) {
     r = confine (q, location, options->format, failure);
     if (r) {
@@ -483,6 +511,20 @@ backing_qemu_open (struct backing **backing, const struct location *location,
       return r;
     }
   }
-  return backing_nbd_open_peer (backing, &q->peer, location->name, options,
+  *peer = &q->peer;
+  return 0;
+}
+
+int
+backing_qemu_open (struct backing **backing, const struct location *location,
+                   const struct backing_options *options,
+                   struct failure *failure)
+{
+  struct nbd_peer *peer;
+  int r = nbd_peer_of_qemu (&peer, location, options, false, failure);
+
+  if (r)
+    return r;
+  return backing_nbd_open_peer (backing, peer, location->name, options,
                                 failure);
 }

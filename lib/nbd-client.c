@@ -29,7 +29,8 @@
 #define LARGEST_MAXIMUM (1024 * 1024)
 
 /* How many times over a request gets the timeout while the server answers
- * others.
+ * others; a flush gets it so often in any case, for which all may have to be
+ * written that the server's host has.
  */
 #define MAX_TIMEOUTS 4
 
@@ -275,6 +276,13 @@ send_locked (struct nbd_client *c, struct nbd_request *r)
                                  completed, 0);
   case NBD_REQUEST_CACHE:
     return nbd_aio_cache (c->nbd, r->count, r->offset, completed, 0);
+  case NBD_REQUEST_WRITE:
+    return nbd_aio_pwrite (c->nbd, r->buf, r->count, r->offset, completed,
+                           r->flags);
+  case NBD_REQUEST_ZERO:
+    return nbd_aio_zero (c->nbd, r->count, r->offset, completed, r->flags);
+  case NBD_REQUEST_FLUSH:
+    return nbd_aio_flush (c->nbd, completed, 0);
   }
   abort ();
 }
@@ -416,6 +424,33 @@ nbd_client_extents (struct nbd_client *c, struct nbd_request *r, size_t count,
 }
 
 void
+nbd_client_write (struct nbd_client *c, struct nbd_request *r, const void *buf,
+                  size_t count, uint64_t offset, uint32_t flags)
+{
+  request_init (r, c, NBD_REQUEST_WRITE, count, offset);
+  r->buf = (char *) buf;
+  r->flags = flags;
+  submit (c, r);
+}
+
+void
+nbd_client_zero (struct nbd_client *c, struct nbd_request *r, size_t count,
+                 uint64_t offset, uint32_t flags)
+{
+  request_init (r, c, NBD_REQUEST_ZERO, count, offset);
+  r->flags = flags;
+  submit (c, r);
+}
+
+void
+nbd_client_flush (struct nbd_client *c, struct nbd_request *r)
+{
+  request_init (r, c, NBD_REQUEST_FLUSH, 0, 0);
+  r->deadline_ms = r->began_ms + MAX_TIMEOUTS * timeout_ms (c);
+  submit (c, r);
+}
+
+void
 nbd_client_cache (struct nbd_client *c, uint64_t count, uint64_t offset)
 {
   pthread_mutex_lock (&c->lock);
@@ -434,6 +469,25 @@ nbd_client_cache (struct nbd_client *c, uint64_t count, uint64_t offset)
   release (c);
 }
 
+/* R, which is on no list, is not to be asked any more. */
+static void
+give_up_locked (struct nbd_request *r)
+{
+  r->lost = true;
+  over_locked (r, EIO);
+}
+
+static void
+give_up_queued_locked (struct nbd_client *c)
+{
+  struct nbd_request *r;
+
+  while ((r = c->queued) != NULL) {
+    unlink_locked (r);
+    give_up_locked (r);
+  }
+}
+
 /* The deadline of R has passed: is it over, or will it be soon? */
 static bool
 expire_locked (struct nbd_client *c, struct nbd_request *r)
@@ -444,8 +498,7 @@ expire_locked (struct nbd_client *c, struct nbd_request *r)
     return true;
   if (r->state == NBD_REQUEST_QUEUED) {
     unlink_locked (r);
-    r->lost = true;
-    over_locked (r, EIO);
+    give_up_locked (r);
     return true;
   }
   /* In flight.  Is the server just slow? */
@@ -504,11 +557,7 @@ nbd_client_interrupt (struct nbd_client *c)
   pthread_mutex_lock (&c->lock);
   take_incoming_locked (c);
   c->interrupted = true;
-  while ((r = c->queued) != NULL) {
-    unlink_locked (r);
-    r->lost = true;
-    over_locked (r, EIO);
-  }
+  give_up_queued_locked (c);
   /* These may be written to until the handle is closed. */
   for (r = c->in_flight; r; r = r->next)
     r->expired = true;
@@ -664,6 +713,10 @@ get_facts (struct nbd_handle *nbd, struct facts *facts, char **why)
   maximum -= maximum % facts->limits.minimum;
   facts->limits.maximum = MAX (maximum, facts->limits.minimum);
   facts->limits.has_extents = nbd_can_meta_context (nbd, CONTEXT) == 1;
+  facts->limits.is_read_only = nbd_is_read_only (nbd) != 0;
+  facts->limits.has_zero = nbd_can_zero (nbd) == 1;
+  facts->limits.has_flush = nbd_can_flush (nbd) == 1;
+  facts->limits.has_fua = nbd_can_fua (nbd) == 1;
   facts->has_cache = nbd_can_cache (nbd) == 1;
   return 0;
 }
@@ -808,18 +861,24 @@ static void
 say_lost (struct nbd_client *c, const char *why)
 {
   CLEANUP_FREE char *text = NULL;
+  int n;
 
-  if (asprintf (&text,
-                "connection lost: %s; what is not allocated waits up to %u "
-                "seconds for it",
-                why, c->options.timeout_seconds) == -1)
+  if (c->options.writable)
+    n = asprintf (&text, "connection lost: %s", why);
+  else
+    n = asprintf (&text,
+                  "connection lost: %s; what is not allocated waits up to %u "
+                  "seconds for it",
+                  why, c->options.timeout_seconds);
+  if (n == -1)
     text = NULL;
   if (text)
     say (c, text);
 }
 
 /* Close the handle.  What was in flight is queued, save what has waited
- * too long.  Caller holds lock, which is released meanwhile.
+ * too long, and what may have been done in part.  Caller holds lock, which is
+ * released meanwhile.
  */
 static void
 lose_connection_locked (struct nbd_client *c, struct attempts *a)
@@ -831,6 +890,7 @@ lose_connection_locked (struct nbd_client *c, struct attempts *a)
 
   c->why_unusable = NULL;
   c->nbd = NULL;
+  c->interrupted |= c->options.writable;
   release (c);
   close_handle (c, nbd);
   if (!interrupted)
@@ -846,12 +906,12 @@ lose_connection_locked (struct nbd_client *c, struct attempts *a)
     free (r->extents);
     r->extents = NULL;
     if (r->expired)
-      r->lost = true;
-    if (r->expired)
-      over_locked (r, EIO);
+      give_up_locked (r);
     else
       queue_locked (r);
   }
+  if (c->options.writable)
+    give_up_queued_locked (c);
   a->was_lost = true;
   if (now_ms () - a->connected_ms >= LONGEST_PAUSE_MS)
     a->pause_ms = 0;

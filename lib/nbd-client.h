@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * A connection to an NBD server that is read from, and made again when
- * it was lost.
+ * it was lost; or that is written to, and lost for good then: what the server
+ * had acknowledged, and not flushed, may be lost too.
  *
  * Data and who owns them
  * ----------------------
@@ -89,6 +90,7 @@ struct nbd_client;
 
 struct nbd_client_options {
   unsigned timeout_seconds; /* see backing.h */
+  bool writable;            /* a connection that was lost is not made again */
 
   /* Called when the connection was lost and made again, from the thread,
    * without locks.
@@ -121,13 +123,15 @@ void nbd_client_interrupt (struct nbd_client *client);
 void nbd_client_close (struct nbd_client *client);
 
 /* What the server takes.  Offsets and lengths of requests are multiples of
- * minimum, a power of two, but at the end of the disk; lengths are at most
- * maximum, a multiple of it.  Takes no lock: a server that comes back and
- * takes less is refused.
+ * minimum, a power of two, but at the end of the disk; lengths, but of zero,
+ * are at most maximum, a multiple of it.  Takes no lock: a server that comes
+ * back and takes less is refused.
  */
 struct nbd_limits {
   uint32_t minimum, maximum;
   bool has_extents; /* it tells, or told, of extents */
+  bool is_read_only;
+  bool has_zero, has_flush, has_fua;
 };
 struct nbd_limits nbd_client_limits (const struct nbd_client *client);
 
@@ -139,11 +143,15 @@ struct nbd_request {
     NBD_REQUEST_READ,
     NBD_REQUEST_EXTENTS,
     NBD_REQUEST_CACHE, /* nobody waits for it, the client owns it */
+    NBD_REQUEST_WRITE,
+    NBD_REQUEST_ZERO,
+    NBD_REQUEST_FLUSH,
   } type;
   struct nbd_client *client;
-  char *buf;
+  char *buf; /* not changed by a write */
   size_t count;
   uint64_t offset;
+  uint32_t flags;                /* libnbd's, of a write or zero */
   int64_t began_ms, deadline_ms; /* by CLOCK_MONOTONIC */
 
   enum { NBD_REQUEST_QUEUED, NBD_REQUEST_IN_FLIGHT } state;
@@ -168,6 +176,17 @@ void nbd_client_read (struct nbd_client *client, struct nbd_request *request,
                       void *buf, size_t count, uint64_t offset);
 void nbd_client_extents (struct nbd_client *client, struct nbd_request *request,
                          size_t count, uint64_t offset);
+
+/* The same for what a writable client asks.  FLAGS are those of libnbd's
+ * commands that the server takes: LIBNBD_CMD_FLAG_FUA, and for zero
+ * LIBNBD_CMD_FLAG_NO_HOLE.  COUNT of zero is less than 2^32.
+ */
+void nbd_client_write (struct nbd_client *client, struct nbd_request *request,
+                       const void *buf, size_t count, uint64_t offset,
+                       uint32_t flags);
+void nbd_client_zero (struct nbd_client *client, struct nbd_request *request,
+                      size_t count, uint64_t offset, uint32_t flags);
+void nbd_client_flush (struct nbd_client *client, struct nbd_request *request);
 
 /* Wait until REQUEST is over.  Returns 0, the server's error, or EIO with
  * request->lost when no server answered in time.  After extents the
