@@ -210,20 +210,18 @@ word_foreign_format (struct failure *failure, const char *metadata)
   failure_set_detail (failure, name ? name : metadata, failure->err, detail);
 }
 
-/* Its header alone says where its files are and what they are. */
-static int
-open_below (struct disk **disk, const struct location *location,
-            const struct backing_options *options, struct failure *failure)
+int
+backing_addcow_open_disk (struct disk **disk, const struct location *location,
+                          const struct disk_options *options,
+                          struct failure *failure)
 {
-  struct disk_options below = {
-    .read_only = true,
-    .check_image = true,
-    .metadata_path = location->path,
-    .unlocked = options->unlocked,
-    .backing = *options,
-  };
+  struct disk_options below = *options;
   int r;
 
+  if (location->path == NULL)
+    return failure_set (failure, location->name, ADDCOW_E_URI);
+  below.metadata_path = location->path;
+  below.check_image = true;
   below.backing.format = NULL;
   r = disk_open (disk, location->name, &below, failure);
   if (r == ADDCOW_E_FOREIGN_FORMAT && failure->detail == NULL)
@@ -236,13 +234,16 @@ backing_addcow_open (struct backing **backing, const struct location *location,
                      const struct backing_options *options,
                      struct failure *failure)
 {
+  const struct disk_options below = {
+    .read_only = true,
+    .unlocked = options->unlocked,
+    .backing = *options,
+  };
   struct backing_addcow *b;
   struct disk *disk;
   int r;
 
-  if (location->path == NULL)
-    return failure_set (failure, location->name, ADDCOW_E_URI);
-  r = open_below (&disk, location, options, failure);
+  r = backing_addcow_open_disk (&disk, location, &below, failure);
   if (r)
     return r;
   if (disk->image_fd == -1) {

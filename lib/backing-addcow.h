@@ -46,4 +46,16 @@ int chain_check_length (const struct chain *chain);
  */
 int chain_check_file (const struct chain *chain, int metadata_fd);
 
+/* Open what is at LOCATION, with OPTIONS, as a backing file: its header alone
+ * says where its files are and what they are.  Otherwise as disk_open.
+ */
+struct disk;
+struct disk_options;
+struct failure;
+struct location;
+int backing_addcow_open_disk (struct disk **disk,
+                              const struct location *location,
+                              const struct disk_options *options,
+                              struct failure *failure);
+
 #endif /* ADDCOW_BACKING_ADDCOW_H */

@@ -19,10 +19,24 @@ typedef int backing_open_fn (struct backing **backing,
                              const struct backing_options *options,
                              struct failure *failure);
 
+/* Which there are. */
+enum backing_kind {
+  BACKING_FILE,
+  BACKING_NBD,
+  BACKING_ADDCOW,
+  BACKING_QEMU,
+};
+enum backing_kind backing_kind (const struct location *location,
+                                const char *format);
+
 /* For those whose bytes are the disk's: if nobody said that they are, is
- * that what BACKING begins like?  NAME is for messages.  Reads, and may
- * block as reading does.
+ * that what BUF, the first COUNT bytes, begins like?  NAME is for messages.
  */
+int backing_check_magic (const void *buf, size_t count, const char *name,
+                         const struct backing_options *options,
+                         struct failure *failure);
+
+/* The same of BACKING.  Reads, and may block as reading does. */
 int backing_check_raw (struct backing *backing, const char *name,
                        const struct backing_options *options,
                        struct failure *failure);

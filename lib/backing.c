@@ -98,6 +98,20 @@ backing_magic (const void *buf, size_t count)
 }
 
 int
+backing_check_magic (const void *buf, size_t count, const char *name,
+                     const struct backing_options *options,
+                     struct failure *failure)
+{
+  const char *format = options->format ? NULL : backing_magic (buf, count);
+
+  if (format == NULL)
+    return 0;
+  failure_set (failure, name, ADDCOW_E_FOREIGN_FORMAT);
+  failure->format = format;
+  return failure->err;
+}
+
+int
 backing_check_raw (struct backing *backing, const char *name,
                    const struct backing_options *options,
                    struct failure *failure)
@@ -111,11 +125,7 @@ backing_check_raw (struct backing *backing, const char *name,
   r = backing_read (backing, buf, n, 0);
   if (r)
     return failure_set (failure, name, r);
-  if (backing_magic (buf, n) == NULL)
-    return 0;
-  failure_set (failure, name, ADDCOW_E_FOREIGN_FORMAT);
-  failure->format = backing_magic (buf, n);
-  return failure->err;
+  return backing_check_magic (buf, n, name, options, failure);
 }
 
 static bool
@@ -124,25 +134,32 @@ is_raw (const char *format)
   return format == NULL || strcmp (format, "raw") == 0;
 }
 
-static backing_open_fn *
-kind (const struct location *location, const char *format)
+enum backing_kind
+backing_kind (const struct location *location, const char *format)
 {
   if (is_raw (format) && location->path)
-    return backing_file_open;
+    return BACKING_FILE;
   if (is_raw (format) && backing_nbd_takes (location->name))
-    return backing_nbd_open;
+    return BACKING_NBD;
   if (format && strcmp (format, "add-cow") == 0)
-    return backing_addcow_open;
-  return backing_qemu_open;
+    return BACKING_ADDCOW;
+  return BACKING_QEMU;
 }
 
 int
 backing_open (struct backing **backing, const struct location *location,
               const struct backing_options *options, struct failure *failure)
 {
+  static backing_open_fn *const open[] = {
+    [BACKING_FILE] = backing_file_open,
+    [BACKING_NBD] = backing_nbd_open,
+    [BACKING_ADDCOW] = backing_addcow_open,
+    [BACKING_QEMU] = backing_qemu_open,
+  };
   int r;
 
-  r = kind (location, options->format) (backing, location, options, failure);
+  r = open[backing_kind (location, options->format)](backing, location,
+                                                     options, failure);
   if (r == 0)
     (*backing)->raw = is_raw (options->format);
   return r;

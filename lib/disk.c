@@ -18,6 +18,7 @@
 #include "lock.h"
 #include "metadata.h"
 #include "names.h"
+#include "target.h"
 
 bool
 same_file (const struct stat *a, const struct stat *b)
@@ -213,23 +214,15 @@ open_image (struct disk *disk, const struct disk_options *options)
   return options->unlocked ? 0 : lock_qemu (disk->image_fd, disk->writable);
 }
 
-/* Tell the log of OPTIONS if the backing file is not as *HINTS say. */
+/* Tell the log of OPTIONS if the backing file is *NOW not as *HINTS say. */
 static int
-check_unchanged (struct disk *disk, const struct hints *hints,
-                 const struct backing_options *options)
+tell_change (const struct disk *disk, const struct hints *hints,
+             const struct hints *now, const struct backing_options *options)
 {
-  const char *name = disk->backing_location.name;
   char change[HINTS_TEXT_BYTES];
   CLEANUP_FREE char *text = NULL;
-  struct hints now;
-  int r;
 
-  if (options->log == NULL || !(hints->has_size || hints->has_mtime))
-    return 0;
-  r = hints_take (&now, &disk->backing_location, disk->backing->size_bytes);
-  if (r)
-    return r;
-  if (hints_change_text (hints, &now, change)[0] == '\0')
+  if (hints_change_text (hints, now, change)[0] == '\0')
     return 0;
   if (asprintf (
           &text,
@@ -239,34 +232,95 @@ check_unchanged (struct disk *disk, const struct hints *hints,
     text = NULL;
     return ENOMEM;
   }
-  options->log (options->log_opaque, name, text);
+  options->log (options->log_opaque, disk->backing_location.name, text);
   return 0;
 }
 
-/* The header's hints are about its own backing file and no other. */
+/* Is there anything to tell a change from? */
+static bool
+may_change (const struct hints *hints, const struct backing_options *options)
+{
+  return options->log && (hints->has_size || hints->has_mtime);
+}
+
+/* How the backing file of DISK is opened into *BACKING, and what was said of
+ * it into *HINTS.  The header's hints are about its own backing file and no
+ * other.  LINK is the caller's, as long as *BACKING is used.
+ */
+static int
+prepare_backing (struct disk *disk, const struct disk_options *options,
+                 struct backing_options *backing, struct hints *hints,
+                 struct chain *link, struct failure *failure)
+{
+  int r;
+
+  *backing = options->backing;
+  *hints = (struct hints){ .has_size = false };
+  if (options->backing_name == NULL)
+    format_get_hints (&disk->header, hints);
+  if (backing->format == NULL && hints->format[0])
+    backing->format = hints->format;
+  r = chain_link (link, backing->chain, disk->metadata_fd, disk->image_fd);
+  if (r)
+    return failure_set (failure, disk->file_name, r);
+  backing->chain = link;
+  backing->unlocked = options->unlocked;
+  return 0;
+}
+
 static int
 open_backing (struct disk *disk, const struct disk_options *options,
               struct failure *failure)
 {
-  struct backing_options backing = options->backing;
-  struct hints hints = { .has_size = false };
+  struct backing_options backing;
+  struct hints hints, now;
   struct chain link;
   int r;
 
-  if (options->backing_name == NULL)
-    format_get_hints (&disk->header, &hints);
-  if (backing.format == NULL && hints.format[0])
-    backing.format = hints.format;
-  r = chain_link (&link, backing.chain, disk->metadata_fd, disk->image_fd);
-  if (r)
-    return failure_set (failure, disk->file_name, r);
-  backing.chain = &link;
-  backing.unlocked = options->unlocked;
-  r = backing_open (&disk->backing, &disk->backing_location, &backing, failure);
+  r = prepare_backing (disk, options, &backing, &hints, &link, failure);
+  if (r == 0)
+    r = backing_open (&disk->backing, &disk->backing_location, &backing,
+                      failure);
+  if (r || !may_change (&hints, &backing))
+    return r;
+  r = hints_take (&now, &disk->backing_location, disk->backing->size_bytes);
+  if (r == 0)
+    r = tell_change (disk, &hints, &now, &backing);
+  return r ? failure_set (failure, disk->backing_location.name, r) : 0;
+}
+
+int
+disk_open_target (struct disk *disk, const struct disk_options *options,
+                  struct target **target, struct failure *failure)
+{
+  const struct location *location = &disk->backing_location;
+  struct backing_options backing;
+  struct hints hints, now;
+  struct chain link;
+  bool tell;
+  int r;
+
+  r = prepare_backing (disk, options, &backing, &hints, &link, failure);
   if (r)
     return r;
-  r = check_unchanged (disk, &hints, &backing);
-  return r ? failure_set (failure, disk->backing_location.name, r) : 0;
+  tell = may_change (&hints, &backing);
+  /* A file is looked at before: who opens it may change it. */
+  if (tell && location->path)
+    r = hints_take (&now, location, 0);
+  if (r)
+    return failure_set (failure, location->name, r);
+  r = target_open (target, location, &backing, failure);
+  if (r || !tell)
+    return r;
+  if (location->path == NULL)
+    r = hints_take (&now, location, (*target)->size_bytes);
+  if (r == 0)
+    r = tell_change (disk, &hints, &now, &backing);
+  if (r == 0)
+    return 0;
+  target_close (*target);
+  *target = NULL;
+  return failure_set (failure, location->name, r);
 }
 
 /* Is every sector allocated?  Reads all of the bitmap. */
@@ -360,14 +414,9 @@ disk_open (struct disk **ret, const char *file_name,
 int
 disk_open_image (const struct disk *disk, int *fd)
 {
-  char path[sizeof "/proc/self/fd/" + 3 * sizeof (int)];
-
   if (disk->image_fd == -1)
     return ADDCOW_E_NO_IMAGE;
-  /* The file that is locked, whatever has its name by now. */
-  snprintf (path, sizeof path, "/proc/self/fd/%d", disk->image_fd);
-  *fd = open (path, O_RDWR | O_CLOEXEC | O_NOCTTY);
-  return *fd == -1 ? errno : 0;
+  return fd_reopen_writable (disk->image_fd, fd); /* the one that is locked */
 }
 
 void

@@ -102,6 +102,15 @@ int disk_open_backing (struct disk *disk, const struct disk_options *options,
  */
 int disk_open_image (const struct disk *disk, int *fd);
 
+/* Open the backing file, without which DISK was opened with the same OPTIONS,
+ * for writing; log is told if it is not as hints say it was.  *TARGET is the
+ * caller's, see target.h.  Returns 0, or an error number and *FAILURE.  Blocks
+ * as backing_open.
+ */
+struct target;
+int disk_open_target (struct disk *disk, const struct disk_options *options,
+                      struct target **target, struct failure *failure);
+
 /* Close the backing file, which overlay_drop_backing has said that nobody
  * uses any more.  To be called once.  May block.
  */

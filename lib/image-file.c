@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -57,6 +58,16 @@ fd_open_disk (const char *file_name, int *fd, uint64_t *size_bytes)
   *fd = new_fd;
   new_fd = -1;
   return 0;
+}
+
+int
+fd_reopen_writable (int fd, int *new_fd)
+{
+  char path[sizeof "/proc/self/fd/" + 3 * sizeof (int)];
+
+  snprintf (path, sizeof path, "/proc/self/fd/%d", fd);
+  *new_fd = open (path, O_RDWR | O_CLOEXEC | O_NOCTTY);
+  return *new_fd == -1 ? errno : 0;
 }
 
 int

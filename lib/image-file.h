@@ -30,6 +30,11 @@ int fd_size (int fd, uint64_t *size_bytes);
  */
 int fd_open_disk (const char *file_name, int *fd, uint64_t *size_bytes);
 
+/* Open the file that FD has open for reading and writing, whatever has its
+ * name by now.  *NEW_FD is the caller's.  Returns 0 or an errno.
+ */
+int fd_reopen_writable (int fd, int *new_fd);
+
 /* Read all of the range from FD.  Returns 0 or an errno: EIO where the
  * file ends inside it.  May block.
  */
