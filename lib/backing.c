@@ -158,8 +158,8 @@ backing_open (struct backing **backing, const struct location *location,
   };
   int r;
 
-  r = open[backing_kind (location, options->format)](backing, location,
-                                                     options, failure);
+  r = open[backing_kind (location, options->format)](backing, location, options,
+                                                     failure);
   if (r == 0)
     (*backing)->raw = is_raw (options->format);
   return r;

@@ -334,6 +334,60 @@ format_set_hints (struct header *header, const struct hints *hints)
   return 0;
 }
 
+/* The first string behind the name in FIELD, or the one behind STRING; NULL
+ * if there is none.
+ */
+static const char *
+next_string (const char field[FORMAT_NAME_BYTES], const char *string)
+{
+  const char *const end = field + FORMAT_NAME_BYTES;
+  const char *next = string ? string : field;
+
+  if (field[0] == '\0')
+    return NULL;
+  next += strlen (next) + 1;
+  return next < end && *next && memchr (next, '\0', end - next) ? next : NULL;
+}
+
+/* A string with the value of NOW, in BUF, if STRING is a hint that has one
+ * there; else STRING.
+ */
+static const char *
+updated (const char *string, const struct hints *now, char buf[64])
+{
+  struct hints then = { .has_size = false };
+
+  get_hint (string, &then);
+  if (then.has_size && now->has_size)
+    snprintf (buf, 64, SIZE_KEY "%" PRIu64, now->size_bytes);
+  else if (then.has_mtime && now->has_mtime)
+    snprintf (buf, 64, MTIME_KEY "%" PRIi64, now->mtime_ns);
+  else
+    return string;
+  return buf;
+}
+
+void
+format_update_hints (struct header *header, const struct hints *now)
+{
+  char field[FORMAT_NAME_BYTES] = { 0 };
+  char *const end = field + sizeof field;
+  char *to = stpcpy (field, header->backing_file) + 1;
+  const char *p = NULL;
+  bool changed = false;
+  char buf[64];
+
+  while ((p = next_string (header->backing_file, p))) {
+    const char *string = updated (p, now, buf);
+
+    changed |= strcmp (string, p) != 0;
+    if (strlen (string) < (size_t) (end - to))
+      to = stpcpy (to, string) + 1;
+  }
+  if (changed)
+    memcpy (header->backing_file, field, sizeof field);
+}
+
 uint64_t
 format_bitmap_bytes (uint64_t size_bytes)
 {

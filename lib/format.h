@@ -28,8 +28,8 @@
  *
  *   format=FORMAT   what its bytes are: "raw", "add-cow", or the name that
  *                   QEMU has for a format; 1 to 31 of A-Z a-z 0-9 _ -
- *   size=BYTES      its length when the overlay was made on it, decimal,
- *                   less than 2^63
+ *   size=BYTES      its length when the overlay was made on it, or was last
+ *                   committed to it, decimal, less than 2^63
  *   mtime=NS        when it had been modified then, in ns since 1970,
  *                   decimal, perhaps with a "-" before it, from -2^63 to
  *                   2^63 - 1
@@ -143,6 +143,12 @@ void format_mend_hints (struct header *header);
  * ADDCOW_E_HINTS_LONG when they do not fit; *HEADER is as it was then.
  */
 int format_set_hints (struct header *header, const struct hints *hints);
+
+/* Give the hints of *HEADER about size and mtime the values in *NOW, where
+ * both have them.  All other strings stay, in their order.  One that has no
+ * room any more is left out.
+ */
+void format_update_hints (struct header *header, const struct hints *now);
 
 /* Can TEXT be the format in a hint? */
 bool format_is_hint (const char *text);

@@ -60,3 +60,18 @@ metadata_read_header (int fd, struct header *header)
   return length < format_file_bytes (header->size_bytes) ? ADDCOW_E_TRUNCATED
                                                          : 0;
 }
+
+int
+metadata_write_hints (int fd, const struct header *header)
+{
+  const size_t name = strlen (header->backing_file) + 1;
+  int r;
+
+  if (name >= FORMAT_NAME_BYTES)
+    return 0;
+  r = fd_write (fd, header->backing_file + name, FORMAT_NAME_BYTES - name,
+                FORMAT_BACKING_OFFSET + name);
+  if (r)
+    return r;
+  return fdatasync (fd) == -1 ? errno : 0;
+}

@@ -23,4 +23,10 @@ int metadata_open (const char *file_name, bool writable, int *fd);
  */
 int metadata_read_header (int fd, struct header *header);
 
+/* Write the hints in *HEADER, in which nothing else was changed, to FD, and
+ * sync it.  When the power goes, a part of them may be new and a part old.
+ * Returns 0 or an errno.  May block.
+ */
+int metadata_write_hints (int fd, const struct header *header);
+
 #endif /* ADDCOW_METADATA_H */

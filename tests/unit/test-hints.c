@@ -186,6 +186,75 @@ test_compare (void)
   }
 }
 
+/* STRINGS, of COUNT bytes, behind the name "base" become EXPECTED. */
+static void
+check_update (const char *strings, size_t count, const char *expected,
+              size_t expected_count)
+{
+  const struct hints now = {
+    .has_size = true,
+    .has_mtime = true,
+    .size_bytes = 1234567,
+    .mtime_ns = -5,
+  };
+  struct header header, wanted;
+
+  memset (&header, 0, sizeof header);
+  strcpy (header.backing_file, "base");
+  strcpy (header.image_file, "image");
+  wanted = header;
+  memcpy (header.backing_file + 5, strings, count);
+  memcpy (wanted.backing_file + 5, expected, expected_count);
+  format_update_hints (&header, &now);
+  CHECK (memcmp (&header, &wanted, sizeof header) == 0);
+}
+
+#define CHECK_UPDATE(strings, expected) \
+  check_update (strings, sizeof (strings), expected, sizeof (expected))
+
+static void
+test_update (void)
+{
+  static const struct hints no_mtime = { .has_size = true, .size_bytes = 9 };
+  struct header header = { .backing_file = "b\0size=1\0mtime=2\0" };
+  char long_name[FORMAT_NAME_BYTES] = { 0 };
+
+  CHECK_UPDATE ("", "");
+  CHECK_UPDATE ("format=raw\0size=1\0mtime=2\0",
+                "format=raw\0size=1234567\0mtime=-5\0");
+  CHECK_UPDATE ("mtime=2\0x=y\0size=1\0format=qcow2\0",
+                "mtime=-5\0x=y\0size=1234567\0format=qcow2\0");
+  /* Nothing is added. */
+  CHECK_UPDATE ("size=1\0", "size=1234567\0");
+  CHECK_UPDATE ("format=raw\0", "format=raw\0");
+  /* What is no hint stays. */
+  CHECK_UPDATE ("size=x\0size=0000000000000000000\0noequals\0",
+                "size=x\0size=1234567\0noequals\0");
+  CHECK_UPDATE ("x=y\0\0size=1\0", "x=y\0\0size=1\0");
+
+  format_update_hints (&header, &no_mtime);
+  CHECK_STR (header.backing_file + 2, "size=9");
+  CHECK_STR (header.backing_file + 9, "mtime=2");
+
+  /* At the end of the room: the name stays, and what has none goes. */
+  memset (long_name, 'n', FORMAT_NAME_BYTES - 9);
+  memset (&header, 0, sizeof header);
+  memcpy (header.backing_file, long_name, sizeof long_name);
+  strcpy (header.backing_file + FORMAT_NAME_BYTES - 8, "size=12");
+  format_update_hints (&header, &no_mtime);
+  CHECK_STR (header.backing_file, long_name);
+  CHECK_STR (header.backing_file + FORMAT_NAME_BYTES - 8, "size=9");
+  strcpy (header.backing_file + FORMAT_NAME_BYTES - 8, "size=12");
+  format_update_hints (&header,
+                       &(struct hints){ .has_size = true, .size_bytes = 123 });
+  CHECK (memcmp (header.backing_file, long_name, sizeof long_name) == 0);
+  /* Without an empty string behind them. */
+  strcpy (header.backing_file + FORMAT_NAME_BYTES - 8, "size=12");
+  format_update_hints (&header,
+                       &(struct hints){ .has_size = true, .size_bytes = 34 });
+  CHECK_STR (header.backing_file + FORMAT_NAME_BYTES - 8, "size=34");
+}
+
 int
 main (void)
 {
@@ -197,6 +266,7 @@ main (void)
   test_uri ();
   test_errors ();
   test_compare ();
+  test_update ();
   free (path);
   free (folder);
   return 0;
