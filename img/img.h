@@ -79,8 +79,11 @@ void text_print (FILE *fp, const char *text);
 /* How wide the terminal FP is; of one that does not tell, as usual. */
 size_t terminal_columns (FILE *fp);
 
-/* check.c, create.c, info.c, map.c, rebase.c, resize.c, stream.c */
+/* check.c, commit.c, create.c, info.c, map.c, rebase.c, resize.c,
+ * stream.c
+ */
 int img_check (int argc, char *argv[]);
+int img_commit (int argc, char *argv[]);
 int img_create (int argc, char *argv[]);
 int img_info (int argc, char *argv[]);
 int img_map (int argc, char *argv[]);

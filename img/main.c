@@ -37,6 +37,18 @@ static const struct verb {
     "  -h, --help                     print this\n",
   },
   {
+    "commit", img_commit, "write the changes to the backing file",
+    "addcow-img commit [-p] [-q] FILE\n"
+    "\n"
+    "Write what the image of the overlay FILE, which nobody serves, has to its\n"
+    "backing file, and empty the overlay.  Interrupted, it can be run again\n"
+    "and goes on from there.\n"
+    "\n"
+    "  -p, --progress                 show how far it is; SIGUSR1 does once\n"
+    "  -q, --quiet                    print nothing at the end\n"
+    "  -h, --help                     print this\n",
+  },
+  {
     "create", img_create, "make a new overlay",
     "addcow-img create [-b BACKING [-F FMT]] [-i IMAGE] [-o KEY=VALUE,...]\n"
     "                  [-f] [-q] FILE [SIZE]\n"

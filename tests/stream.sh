@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # shellcheck shell=bash disable=SC2154 # functions.sh comes before
 #
-# What the tests of addcow-img stream share, after functions.sh,
-# bad-input.sh and nbd-backing.sh.  The overlay is vm.add-cow, its image
-# vm.raw, and "disk" is what the disk must be.
+# What the tests of addcow-img stream share with those of commit, after
+# functions.sh, bad-input.sh and nbd-backing.sh.  The overlay is vm.add-cow,
+# its image vm.raw, and "disk" is what the disk must be.
 
-# start_stream [OPTION...]: in the background, as $streamer, to the files out
-# and err.
+verb=${verb:-stream}
+
+# start_stream [OPTION...]: $verb in the background, as $streamer, to the
+# files out and err.
 start_stream ()
 {
     # Jobs of a script ignore SIGINT, and so would the program.
-    env --default-signal=INT "${VG[@]}" "$addcow_img" stream "$@" vm.add-cow \
+    env --default-signal=INT "${VG[@]}" "$addcow_img" $verb "$@" vm.add-cow \
         >out 2>err &
     streamer=$!
 }
