@@ -196,7 +196,7 @@ print_program_help (void)
 {
   size_t i;
 
-  printf ("addcow-img: make, describe and check add-cow overlays\n"
+  printf ("addcow-img: make, describe, check and change add-cow overlays\n"
           "\n"
           "addcow-img VERB [OPTIONS] FILE ...\n"
           "addcow-img VERB --help\n"
