@@ -6,11 +6,13 @@
 #include <config.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common.h"
 #include "img.h"
@@ -255,6 +257,25 @@ img_option_error (const char *verb, int c, char *argv[])
   return img_usage_error (verb, "%s '%s'", what, argv[optind - 1]);
 }
 
+/* Who starts us may have closed stdin, stdout or stderr.  Then the next file
+ * that is opened would have its number, and what is printed would be written
+ * to a metadata file or an image.  So something is put there that cannot be
+ * written to: to print is an error, as if it were closed still.
+ */
+static int
+take_standard_fds (void)
+{
+  int fd;
+
+  do
+    fd = open ("/dev/null", O_RDONLY);
+  while (fd >= 0 && fd <= STDERR_FILENO);
+  if (fd == -1)
+    return img_file_error ("/dev/null", errno);
+  close (fd);
+  return EXIT_SUCCESS;
+}
+
 int
 img_set_once (const char *verb, char **where, const char *what,
               const char *value)
@@ -270,6 +291,8 @@ main (int argc, char *argv[])
 {
   const struct verb *verb;
 
+  if (take_standard_fds () != EXIT_SUCCESS)
+    return EXIT_FAILURE;
   if (argc < 2)
     return img_usage_error (NULL, "a verb is missing");
   if (strcmp (argv[1], "--help") == 0 || strcmp (argv[1], "-h") == 0)
