@@ -12,6 +12,22 @@
 #include "common.h"
 #include "json.h"
 
+/* What glibc takes for UTF-8 goes on behind the last character of Unicode. */
+#define LAST_CHARACTER 0x10ffff
+
+/* How many bytes TEXT, of LEFT bytes, begins with that are a character; 0: it
+ * begins with none.
+ */
+static size_t
+character (const char *text, size_t left)
+{
+  mbstate_t state = { 0 };
+  wchar_t wc;
+  const size_t n = mbrtowc (&wc, text, left, &state);
+
+  return n > left || wc > LAST_CHARACTER ? 0 : n;
+}
+
 /* A copy of TEXT as UTF-8, or NULL when memory is short. */
 static char *
 to_utf8 (const char *text)
@@ -23,13 +39,11 @@ to_utf8 (const char *text)
 
   setlocale (LC_CTYPE, "C.UTF-8");
   while (copy && left > 0) {
-    mbstate_t state = { 0 };
-    const size_t n = mbrlen (text, left, &state);
-    const bool valid = n != (size_t) -1 && n != (size_t) -2;
+    const size_t n = character (text, left);
 
-    p = valid ? mempcpy (p, text, n) : stpcpy (p, replacement);
-    text += valid ? n : 1;
-    left -= valid ? n : 1;
+    p = n > 0 ? mempcpy (p, text, n) : stpcpy (p, replacement);
+    text += MAX (n, 1);
+    left -= MAX (n, 1);
   }
   if (copy)
     *p = '\0';

@@ -210,8 +210,10 @@ import json
 data = json.load(open("out", encoding="utf-8"))["format-specific"]["data"]
 assert data["image-filename"] == "bad\ufffd\ufffdname", data'
 
-# Nor do those that end in the middle of a character.
-for name in $'x\xc3' $'\xe4\xbd' $'\xff'; do
+# Nor do those that end in the middle of a character, or with one that Unicode
+# has not.
+for name in $'x\xc3' $'\xe4\xbd' $'\xff' $'\xf4\x90\x80\x80' \
+            $'x\xf7\xbf\xbf\xbf' $'\xed\xa0\x80' $'\xc0\x80'; do
     addcow-img create -q -f -i "$name" latin.add-cow 1M
     addcow-img info --output=json latin.add-cow > out
     want=${name//[$'\x80'-$'\xff']/?} /usr/bin/python3 -c '
