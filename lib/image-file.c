@@ -263,6 +263,32 @@ write_zeroes (int fd, uint64_t count, uint64_t offset)
   return 0;
 }
 
+/* The blocks of most block devices that do not take every sector. */
+#define BLOCK 4096
+
+/* Write what is of no whole block, and the others if it must be. */
+static int
+zero_by_blocks (int fd, uint64_t count, uint64_t offset, unsigned flags)
+{
+  const uint64_t end = offset + count;
+  const uint64_t whole = DIV_ROUND_UP (offset, BLOCK) * BLOCK;
+  const uint64_t whole_end = end / BLOCK * BLOCK;
+  int r;
+
+  if (whole >= whole_end)
+    return write_zeroes (fd, count, offset);
+  r = write_zeroes (fd, whole - offset, offset);
+  if (r == 0)
+    r = write_zeroes (fd, end - whole_end, whole_end);
+  if (r)
+    return r;
+  r = punch_or_zero_range (fd, whole_end - whole, whole, flags);
+  if (r == EINVAL || r == EOPNOTSUPP)
+    r = write_zeroes (fd, whole_end - whole, whole);
+  return r;
+}
+
+/* EINVAL is of a block device whose blocks are larger than sectors. */
 static int
 image_file_zero (struct image *image, uint64_t count, uint64_t offset,
                  unsigned flags)
@@ -273,7 +299,11 @@ image_file_zero (struct image *image, uint64_t count, uint64_t offset,
   if (count == 0)
     return 0;
   r = punch_or_zero_range (fd, count, offset, flags);
-  if (r == EOPNOTSUPP && !(flags & IMAGE_FAST))
+  if (r == EINVAL && flags & IMAGE_FAST)
+    r = EOPNOTSUPP;
+  else if (r == EINVAL)
+    r = zero_by_blocks (fd, count, offset, flags);
+  else if (r == EOPNOTSUPP && !(flags & IMAGE_FAST))
     r = write_zeroes (fd, count, offset);
   return r ? r : flush_if_fua (image, flags);
 }
@@ -287,7 +317,7 @@ image_file_trim (struct image *image, uint64_t count, uint64_t offset,
   if (count > 0)
     r = punch_or_zero_range (image_file_fd (image), count, offset,
                              IMAGE_MAY_TRIM);
-  if (r && r != EOPNOTSUPP)
+  if (r && r != EOPNOTSUPP && r != EINVAL)
     return r;
   return flush_if_fua (image, flags);
 }

@@ -455,3 +455,20 @@ if [ -n "$root" ] && type losetup && truncate -s 64K device &&
     cmp -n 1024 "$loop" garbage
     cmp -n $((63 * 1024)) -i 1024:0 "$loop" /dev/zero
 fi
+
+# One whose blocks are larger than sectors.
+truncate -s 64K device.4k
+if [ -n "$root" ] && type losetup &&
+        loop=$(losetup -f --show -b 4096 device.4k); then
+    cleanup_fn "losetup -d $loop"
+    rm -f vm.*
+    random_file base.img 65536
+    cat base.img > "$loop"
+    addcow-img create -q -b base.img -i "$loop" vm.add-cow 9K
+    for new in 20K 20992 64K; do
+        addcow-img resize -q vm.add-cow $new
+    done
+    addcow-img stream -q vm.add-cow
+    cmp -n 9216 "$loop" base.img
+    cmp -n $((55 * 1024)) -i 9216:0 "$loop" /dev/zero
+fi

@@ -22,7 +22,8 @@
 
 static bool interrupt; /* short counts, and EINTR between */
 static unsigned nr_calls;
-static int fallocate_err; /* fail, unless 0 */
+static int fallocate_err;     /* fail, unless 0 */
+static off_t fallocate_block; /* with EINVAL for parts of these, unless 0 */
 static unsigned nr_fallocates;
 static unsigned nr_interrupted; /* so many of them fail with EINTR */
 static int last_mode;
@@ -101,6 +102,11 @@ __wrap_fallocate (int fd, int mode, off_t offset, off_t count)
   }
   if (fallocate_err) {
     errno = fallocate_err;
+    return -1;
+  }
+  if (fallocate_block &&
+      (offset % fallocate_block || count % fallocate_block)) {
+    errno = EINVAL;
     return -1;
   }
   return __real_fallocate (fd, mode, offset, count);
@@ -506,6 +512,60 @@ test_zero (void)
   close (fd);
 }
 
+/* Block devices may know nothing but whole blocks. */
+static void
+test_zero_blocks (void)
+{
+  static const struct zero_case cases[] = {
+    { 512, 512 },  { 4096, 4096 }, { 4096, 512 },    { 512, 4096 },
+    { 7680, 512 }, { 8192, 7680 }, { ZERO_FILE, 0 }, { 100 * KIB, 10 * KIB },
+  };
+  static const off_t blocks[] = { 1024, 4096, 16 * KIB, 1024 * KIB };
+  static uint8_t buf[ZERO_FILE];
+  const struct zero_case nothing = { 0, 0 };
+  const int fd = open_file ();
+  struct image_file file;
+  size_t i, j;
+  unsigned flags;
+
+  image_file_init (&file, fd);
+  fill (buf, sizeof buf, 5);
+  for (i = 0; i < ARRAY_SIZE (cases); i++)
+    for (j = 0; j < ARRAY_SIZE (blocks); j++)
+      for (flags = 0; flags < 8; flags++) {
+        const struct zero_case *c = &cases[i];
+        const bool whole = c->count % blocks[j] == 0 &&
+                           c->offset % blocks[j] == 0;
+        int r;
+
+        CHECK_EQ (fd_write (fd, buf, sizeof buf, 0), 0);
+        fallocate_block = blocks[j];
+        r = file.image.ops->zero (&file.image, c->count, c->offset, flags);
+        if (!(flags & IMAGE_FAST))
+          CHECK_EQ (r, 0);
+        else if (!whole)
+          CHECK_EQ (r, EOPNOTSUPP);
+        check_zeroed (fd, r ? &nothing : c);
+        CHECK_EQ (file.image.ops->trim (&file.image, c->count, c->offset, 0),
+                  0);
+      }
+
+  /* What can be a hole is one. */
+  fallocate_block = 4096;
+  CHECK_EQ (fd_write (fd, buf, sizeof buf, 0), 0);
+  nr_fallocates = 0;
+  CHECK_EQ (file.image.ops->zero (&file.image, 200 * KIB, 512, IMAGE_MAY_TRIM),
+            0);
+  CHECK_EQ (nr_fallocates, 2);
+  if (lseek (fd, 4096, SEEK_DATA) != 4096)
+    CHECK_EQ (lseek (fd, 4096, SEEK_DATA), 200 * KIB);
+  fallocate_err = ENOSPC;
+  CHECK_EQ (file.image.ops->zero (&file.image, 512, 512, 0), ENOSPC);
+  fallocate_err = 0;
+  fallocate_block = 0;
+  close (fd);
+}
+
 static void
 test_holes (void)
 {
@@ -700,6 +760,7 @@ main (void)
   test_no_holes ();
   test_past_end ();
   test_zero ();
+  test_zero_blocks ();
   test_holes ();
   test_zero_modes ();
   test_copy ();
