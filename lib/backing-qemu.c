@@ -489,6 +489,16 @@ new_peer (const struct location *location,
   return NULL;
 }
 
+/* The child would wait until somebody opens it for writing. */
+static bool
+is_fifo (const struct location *location)
+{
+  struct stat st;
+
+  return location->path && stat (location->path, &st) == 0 &&
+         S_ISFIFO (st.st_mode);
+}
+
 int
 nbd_peer_of_qemu (struct nbd_peer **peer, const struct location *location,
                   const struct backing_options *options, bool writable,
@@ -497,6 +507,8 @@ nbd_peer_of_qemu (struct nbd_peer **peer, const struct location *location,
   struct qemu_peer *q;
   int r;
 
+  if (is_fifo (location))
+    return failure_set (failure, location->name, ADDCOW_E_NOT_DISK);
   r = check_installed (location->name, failure);
   if (r)
     return r;

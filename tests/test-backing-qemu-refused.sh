@@ -55,6 +55,11 @@ for format in foo -x --help qcow2,x=y 'raw ' Qcow2; do
 done
 mkdir folder
 says folder "regular file" serve_with qcow2 folder
+# It would be waited for until somebody writes to it.
+mkfifo fifo
+says fifo "neither a regular file nor" serve_with qcow2 fifo
+says fifo "neither a regular file nor" \
+    addcow-img create -b fifo -F qcow2 new.add-cow
 : > empty.qcow2
 says empty.qcow2 "not in qcow2 format" serve_with qcow2 empty.qcow2
 cp base.qcow2 corrupt.qcow2

@@ -66,7 +66,9 @@ backing backing-missing "cannot be used: $PWD/missing.img: $none" \
 backing backing-missing "cannot be used: $PWD/missing.img: $none" \
     missing.img add-cow
 backing backing-unusable "cannot be used: $PWD/folder: neither" folder
-backing backing-unusable "cannot be used: $PWD/fifo: neither" fifo raw
+for format in raw qcow2 nonsense; do
+    backing backing-unusable "cannot be used: $PWD/fifo: neither" fifo $format
+done
 backing backing-unusable "cannot be used: $PWD/vm.raw: backing file and" vm.raw
 backing backing-unusable "cannot be used: $PWD/base.img: not an add-cow" \
     base.img add-cow
