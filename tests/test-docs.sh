@@ -142,6 +142,15 @@ grep '^addcow-img -' "$tmp/img-help-text" | grep -o -e '--[a-z-]*' |
     sorted long-options-help
 same "long options of addcow-img" long-options-source long-options-help
 
+# Exit statuses: those of stdlib.h, and others.
+{
+    printf '%s\n' 0 1
+    sed -n 's/^#define EXIT_[A-Z_]* \([0-9]*\)$/\1/p' "$img"/*.c
+} | sorted statuses-source
+pod_section $page "EXIT STATUS" | grep '^=item' | grep -o '[0-9]*' |
+    sorted statuses-pod
+same "exit statuses of addcow-img" statuses-source statuses-pod
+
 #--- Options of each verb.  One with a value has a "=" at its end here.
 
 # Of the table and of the string for getopt_long.
