@@ -109,9 +109,11 @@ collect_names (struct info *info)
   return 0;
 }
 
-/* All that changes while the overlay is served. */
+/* All that changes while the overlay is served.  DRAW: also what is for people
+ * alone.
+ */
 static int
-collect_state (struct info *info, int fd)
+look (struct info *info, int fd, bool draw)
 {
   struct image_file metadata;
   int r;
@@ -121,16 +123,37 @@ collect_state (struct info *info, int fd)
     return r;
   info->in_use = lock_metadata_has_writer (fd);
   image_file_init (&metadata, fd);
-  return bitmap_count (&metadata.image, 0, nr_sectors (info),
-                       &info->nr_allocated);
+  r = bitmap_count (&metadata.image, 0, nr_sectors (info), &info->nr_allocated);
+  if (r == 0 && draw)
+    r = blocks_look (&info->blocks, &metadata.image, info->header.size_bytes);
+  return r;
 }
 
-/* DRAW: also what is for people alone. */
+static bool
+was_resized (const struct info *info, int fd)
+{
+  struct header now;
+
+  return metadata_read_header (fd, &now) == 0 &&
+         now.size_bytes != info->header.size_bytes;
+}
+
+/* The bitmap may be cut off while it is read. */
+static int
+collect_state (struct info *info, int fd, bool draw)
+{
+  int r;
+
+  do
+    r = look (info, fd, draw);
+  while (r && was_resized (info, fd));
+  return r;
+}
+
 static int
 collect (struct info *info, bool draw)
 {
   CLEANUP_CLOSE int fd = -1;
-  struct image_file metadata;
   struct stat st;
   int r;
 
@@ -140,10 +163,7 @@ collect (struct info *info, bool draw)
   if (fstat (fd, &st) == -1)
     return errno;
   info->metadata_bytes_used = (uint64_t) st.st_blocks * BLOCK_BYTES;
-  r = collect_state (info, fd);
-  image_file_init (&metadata, fd);
-  if (r == 0 && draw)
-    r = blocks_look (&info->blocks, &metadata.image, info->header.size_bytes);
+  r = collect_state (info, fd, draw);
   return r ? r : collect_names (info);
 }
 
@@ -394,7 +414,7 @@ watch (struct info *info, bool json)
   catch_signal (SIGTERM);
   for (;;) {
     name_error = compare_file (info->file_name, fd);
-    r = collect_state (info, fd);
+    r = collect_state (info, fd, false);
     if (r == 0)
       r = show_change (&w);
     if (r == 0 && !is_complete (info))

@@ -433,6 +433,25 @@ assert m.read(1) == b'\xff'
 "
 fi
 
+### While others look.
+
+# Between the header and the bitmap.
+rm -f vm.*
+addcow-img create -q vm.add-cow 1G
+for watch in '' --watch; do
+    addcow-img resize -q vm.add-cow 1G
+    printf '\1' | dd of=vm.add-cow bs=1 seek=200000 conv=notrunc status=none
+    resize="'$addcow_img' resize -q --shrink vm.add-cow 1K"
+    [ -z "$watch" ] || resize="$resize; printf '\\3' |
+        dd of=vm.add-cow bs=1 seek=2068 conv=notrunc status=none"
+    env LD_PRELOAD="${_preload:+$_preload:}$fault_inject" FAULT_RUN="$resize" \
+        FAULT_RUN_CALL=fcntl FAULT_RUN_FILE=vm.add-cow \
+        FAULT_TRIGGER="$tmp/trigger" \
+        "${VG[@]}" "$addcow_img" info $watch vm.add-cow > out
+    [ "$(size_of vm.add-cow)" -eq 1024 ]
+done
+grep -x 'complete: true' out
+
 ### A block device as the image: as long as it is.
 
 if [ -n "$root" ] && type losetup && truncate -s 64K device &&
