@@ -55,6 +55,9 @@ metadata_read_header (int fd, struct header *header)
                : ADDCOW_E_MAGIC;
 
   r = format_decode (buf, header);
+  /* Who makes the disk larger makes the file longer first. */
+  if (r == 0)
+    r = fd_size (fd, &length);
   if (r)
     return r;
   return length < format_file_bytes (header->size_bytes) ? ADDCOW_E_TRUNCATED

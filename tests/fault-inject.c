@@ -18,9 +18,9 @@
  *   FAULT_UNLINK  optional: how many unlinks fail, with EIO, before others
  *                 do not
  *   FAULT_RUN     optional: a shell command that is run once, just before
- *                 the call FAULT_RUN_CALL, renameat2, fcntl or fsync, on a
- *                 file whose path, for renameat2 the new one, ends with
- *                 FAULT_RUN_FILE
+ *                 the call FAULT_RUN_CALL, renameat2, fcntl, fsync or
+ *                 pread, on a file whose path, for renameat2 the new one,
+ *                 ends with FAULT_RUN_FILE
  */
 
 #include <config.h>
@@ -130,10 +130,37 @@ write_line (const char *call, const char *path, int64_t offset, uint64_t count)
   if (real == NULL) \
   real = (typeof (name) *) dlsym (RTLD_NEXT, #name)
 
+/* Somebody else does something, right now. */
+static void
+run_once (const char *call, const char *path)
+{
+  const char *wanted = getenv ("FAULT_RUN_CALL");
+  const char *file = getenv ("FAULT_RUN_FILE");
+  char *command = getenv ("FAULT_RUN");
+
+  if (!command || !wanted || !file || strcmp (wanted, call) != 0 ||
+      !ends_with (path, file))
+    return;
+  command = strdup (command);
+  if (command == NULL || unsetenv ("FAULT_RUN") == -1 || system (command) == -1)
+    abort ();
+  free (command);
+}
+
+static void
+run_on (const char *call, int fd)
+{
+  char path[4096];
+
+  path_of (fd, path, sizeof path);
+  run_once (call, path);
+}
+
 EXPORT ssize_t
 pread64 (int fd, void *buf, size_t count, off64_t offset)
 {
   REAL (pread64);
+  run_on ("pread", fd);
   return fails ("pread", fd) ? -1 : real (fd, buf, count, offset);
 }
 
@@ -170,32 +197,13 @@ fdatasync (int fd)
   return r;
 }
 
-/* Somebody else does something, right now. */
-static void
-run_once (const char *call, const char *path)
-{
-  const char *wanted = getenv ("FAULT_RUN_CALL");
-  const char *file = getenv ("FAULT_RUN_FILE");
-  char *command = getenv ("FAULT_RUN");
-
-  if (!command || !wanted || !file || strcmp (wanted, call) != 0 ||
-      !ends_with (path, file))
-    return;
-  command = strdup (command);
-  if (command == NULL || unsetenv ("FAULT_RUN") == -1 || system (command) == -1)
-    abort ();
-  free (command);
-}
-
 EXPORT int
 fsync (int fd)
 {
-  char path[4096];
   int r;
   REAL (fsync);
 
-  path_of (fd, path, sizeof path);
-  run_once ("fsync", path);
+  run_on ("fsync", fd);
   if (fails ("fsync", fd))
     return -1;
   r = real (fd);

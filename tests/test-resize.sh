@@ -452,6 +452,13 @@ for watch in '' --watch; do
 done
 grep -x 'complete: true' out
 
+# Between the length of the file and the header.
+addcow-img resize -q vm.add-cow 1M
+env LD_PRELOAD="${_preload:+$_preload:}$fault_inject" \
+    FAULT_RUN="'$addcow_img' resize -q vm.add-cow 1G" \
+    FAULT_RUN_CALL=pread FAULT_RUN_FILE=vm.add-cow \
+    "${VG[@]}" "$addcow_img" info vm.add-cow | grep -F '(1073741824 bytes)'
+
 ### A block device as the image: as long as it is.
 
 if [ -n "$root" ] && type losetup && truncate -s 64K device &&
