@@ -346,6 +346,7 @@ img_check (int argc, char *argv[])
     { "repair", no_argument, NULL, 'r' },
     { NULL, 0, NULL, 0 },
   };
+  const char *file_name;
   bool repair = false, json = false, quiet = false;
   int c;
 
@@ -368,9 +369,7 @@ img_check (int argc, char *argv[])
     default:
       return img_option_error ("check", c, argv);
     }
-  if (argc - optind != 1)
-    return img_usage_error ("check", "exactly one FILE is needed");
-  if (argv[optind][0] == '\0')
-    return img_usage_error ("check", "FILE must not be empty");
-  return check (argv[optind], repair, json, quiet);
+  if (img_only_file ("check", argc, argv, &file_name) != EXIT_SUCCESS)
+    return EXIT_FAILURE;
+  return check (file_name, repair, json, quiet);
 }

@@ -306,11 +306,8 @@ img_commit (int argc, char *argv[])
     default:
       return img_option_error ("commit", opt, argv);
     }
-  if (argc - optind != 1)
-    return img_usage_error ("commit", "exactly one FILE is needed");
-  c.file_name = argv[optind];
-  if (c.file_name[0] == '\0')
-    return img_usage_error ("commit", "FILE must not be empty");
+  if (img_only_file ("commit", argc, argv, &c.file_name) != EXIT_SUCCESS)
+    return EXIT_FAILURE;
   c.work.file_name = c.file_name;
   c.work.done_bytes = done_bytes;
   c.work.opaque = &c;

@@ -52,6 +52,13 @@ int img_option_error (const char *verb, int c, char *argv[]);
 int img_set_once (const char *verb, char **where, const char *what,
                   const char *value);
 
+/* What is left of the arguments of VERB behind its options is to be one FILE,
+ * which goes to *FILE_NAME.  Returns EXIT_SUCCESS, or EXIT_FAILURE and has said
+ * why.
+ */
+int img_only_file (const char *verb, int argc, char *argv[],
+                   const char **file_name);
+
 /* Flush stdout.  Returns EXIT_SUCCESS, or EXIT_FAILURE and has said why.
  */
 int img_close_stdout (void);

@@ -464,12 +464,8 @@ img_info (int argc, char *argv[])
     default:
       return img_option_error ("info", c, argv);
     }
-  if (argc - optind != 1)
-    return img_usage_error ("info", "exactly one FILE is needed");
-
-  info.file_name = argv[optind];
-  if (info.file_name[0] == '\0')
-    return img_usage_error ("info", "FILE must not be empty");
+  if (img_only_file ("info", argc, argv, &info.file_name) != EXIT_SUCCESS)
+    return EXIT_FAILURE;
   if (watching)
     return watch (&info, json);
   r = collect (&info, !json);

@@ -287,6 +287,17 @@ img_set_once (const char *verb, char **where, const char *what,
 }
 
 int
+img_only_file (const char *verb, int argc, char *argv[], const char **file_name)
+{
+  if (argc - optind != 1)
+    return img_usage_error (verb, "exactly one FILE is needed");
+  *file_name = argv[optind];
+  if (**file_name == '\0')
+    return img_usage_error (verb, "FILE must not be empty");
+  return EXIT_SUCCESS;
+}
+
+int
 main (int argc, char *argv[])
 {
   const struct verb *verb;

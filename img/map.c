@@ -193,10 +193,7 @@ img_map (int argc, char *argv[])
     default:
       return img_option_error ("map", opt, argv);
     }
-  if (argc - optind != 1)
-    return img_usage_error ("map", "exactly one FILE is needed");
-  m.file_name = argv[optind];
-  if (m.file_name[0] == '\0')
-    return img_usage_error ("map", "FILE must not be empty");
+  if (img_only_file ("map", argc, argv, &m.file_name) != EXIT_SUCCESS)
+    return EXIT_FAILURE;
   return map (&m);
 }

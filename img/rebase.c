@@ -484,8 +484,6 @@ parse_option (struct verb *v, int c, char *argv[])
 static int
 check_arguments (struct verb *v)
 {
-  if (v->file_name[0] == '\0')
-    return img_usage_error ("rebase", "FILE must not be empty");
   if (v->to.name == NULL)
     return img_usage_error ("rebase", "-b is needed: the new backing file, or "
                                       "'' for none");
@@ -522,10 +520,8 @@ img_rebase (int argc, char *argv[])
     else if (parse_option (&v, opt, argv) != EXIT_SUCCESS)
       return EXIT_FAILURE;
   }
-  if (argc - optind != 1)
-    return img_usage_error ("rebase", "exactly one FILE is needed");
-  v.file_name = argv[optind];
-  if (check_arguments (&v) != EXIT_SUCCESS)
+  if (img_only_file ("rebase", argc, argv, &v.file_name) != EXIT_SUCCESS ||
+      check_arguments (&v) != EXIT_SUCCESS)
     return EXIT_FAILURE;
   v.work.file_name = v.file_name;
   v.work.progress &= !quiet;

@@ -225,11 +225,8 @@ img_stream (int argc, char *argv[])
     default:
       return img_option_error ("stream", opt, argv);
     }
-  if (argc - optind != 1)
-    return img_usage_error ("stream", "exactly one FILE is needed");
-  s.file_name = argv[optind];
-  if (s.file_name[0] == '\0')
-    return img_usage_error ("stream", "FILE must not be empty");
+  if (img_only_file ("stream", argc, argv, &s.file_name) != EXIT_SUCCESS)
+    return EXIT_FAILURE;
   s.work.file_name = s.file_name;
   s.work.done_bytes = done_bytes;
   s.work.opaque = &s;
