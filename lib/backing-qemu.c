@@ -32,6 +32,8 @@
 #include "backing-kinds.h"
 #include "backing-nbd.h"
 #include "common.h"
+#include "image-file.h"
+#include "lock.h"
 #include "nbd-peers.h"
 #include "qemu-info.h"
 
@@ -48,6 +50,7 @@ struct qemu_peer {
   char *file_name;      /* for QEMU */
   char *format_option;  /* NULL: QEMU finds it in file_name */
   int fd;               /* the file, if confined; else -1 */
+  int lock_fd;          /* has the locks of a file that is read, or -1 */
   bool writable;
   unsigned timeout_seconds; /* for its end, if writable */
 
@@ -318,6 +321,8 @@ qemu_peer_close (struct nbd_peer *peer)
   close_pipe (q);
   if (q->fd >= 0)
     close (q->fd);
+  if (q->lock_fd >= 0)
+    close (q->lock_fd);
   free (q->name);
   free (q->file_name);
   free (q->format_option);
@@ -474,7 +479,7 @@ new_peer (const struct location *location,
     .fd = -1,
     .is_child = true,
   };
-  q->fd = -1;
+  q->fd = q->lock_fd = -1;
   q->timeout_seconds = options->timeout_seconds;
   q->log = options->log;
   q->log_opaque = options->log_opaque;
@@ -499,6 +504,20 @@ is_fifo (const struct location *location)
          S_ISFIFO (st.st_mode);
 }
 
+/* The child has locks as well, but comes and goes.  What is wrong with the file
+ * it can say better.
+ */
+static int
+lock_file (struct qemu_peer *q, const struct location *location)
+{
+  uint64_t size_bytes;
+
+  if (location->path == NULL ||
+      fd_open_disk (location->path, &q->lock_fd, &size_bytes))
+    return 0;
+  return lock_qemu (q->lock_fd, false);
+}
+
 int
 nbd_peer_of_qemu (struct nbd_peer **peer, const struct location *location,
                   const struct backing_options *options, bool writable,
@@ -516,12 +535,16 @@ nbd_peer_of_qemu (struct nbd_peer **peer, const struct location *location,
   if (q == NULL)
     return failure_set (failure, location->name, ENOMEM);
   q->writable = writable;
-  if (location->fd >= 0) {
+  if (!writable && !options->unlocked) {
+    r = lock_file (q, location);
+    if (r)
+      failure_set (failure, location->name, r);
+  }
+  if (r == 0 && location->fd >= 0)
     r = confine (q, location, options->format, failure);
-    if (r) {
-      qemu_peer_close (&q->peer);
-      return r;
-    }
+  if (r) {
+    qemu_peer_close (&q->peer);
+    return r;
   }
   *peer = &q->peer;
   return 0;

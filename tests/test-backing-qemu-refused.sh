@@ -74,7 +74,7 @@ qemu-nbd -t -f qcow2 -k "$tmp/writer" base.qcow2 &
 writer=$!
 cleanup_fn "end $writer"
 wait_for test -S "$tmp/writer"
-says base.qcow2 lock serve_with qcow2 base.qcow2
+refused "base.qcow2 is in use by another process" serve_with qcow2 base.qcow2
 end $writer
 
 # Nobody is there.

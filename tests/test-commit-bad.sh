@@ -226,6 +226,15 @@ cleanup_fn "end $qemu"
 wait_for nbdinfo "nbd+unix:///?socket=$tmp/qemu"
 bad 'base.qcow2: qemu-nbd: Failed to ' q.add-cow
 end $qemu
+# A server that has not read anything of it yet.
+addcow-img create -q -b base.qcow2 -F qcow2 other.add-cow
+for options in '' -r; do
+    # shellcheck disable=SC2086
+    start_nbdkit sock $options --filter="$addcow" file addcow=other.add-cow
+    bad 'base.qcow2: qemu-nbd: Failed to ' q.add-cow
+    stop_nbdkit "$pid"
+done
+rm other.*
 
 ### Targets that cannot be written, or not so far.
 
