@@ -402,3 +402,37 @@ start_nbdkit reader -r --filter="$addcow" file addcow=vm.add-cow
 addcow-img map vm.add-cow > "$tmp/out" 2> "$tmp/err"
 [ ! -s "$tmp/err" ]
 stop_nbdkit "$pid"
+
+### What a client is told of the same disk, who sees one layer.
+
+rm -f served.*
+random_file served.img 500000
+fallocate -p -o 128K -l 128K served.img
+addcow-img create -q -b served.img served.add-cow 1M
+start_nbdkit sock --filter="$addcow" file addcow=served.add-cow
+nbdsh -u "$uri" -c '
+h.pwrite(b"x" * 65536, 65536 * 3)
+h.pwrite(b"x" * 512, 65536 * 9)
+h.zero(65536, 0)'
+stop_nbdkit "$pid"
+start_nbdkit sock -r --filter="$addcow" file addcow=served.add-cow
+qemu-img map -f raw --output=json "$uri" > theirs
+stop_nbdkit "$pid"
+addcow-img map --output=json served.add-cow > ours
+python - <<'PY'
+import json
+
+def rows(name):
+    """Those that a client can tell from each other."""
+    out = []
+    for row in json.load(open(name)):
+        what = row["zero"], row["data"]
+        if out and out[-1][2] == what:
+            out[-1][1] += row["length"]
+        else:
+            out.append([row["start"], row["length"], what])
+    return out
+
+assert rows("ours") == rows("theirs"), (rows("ours"), rows("theirs"))
+assert len(rows("ours")) >= 6
+PY
