@@ -11,6 +11,8 @@
 #include <unistd.h>
 
 #include "common.h"
+#include "disk.h"
+#include "error.h"
 #include "image-file.h"
 #include "lock.h"
 #include "target-kinds.h"
@@ -73,7 +75,20 @@ check_raw (int fd, uint64_t size_bytes, const char *name,
   return backing_check_magic (buf, n, name, options, failure);
 }
 
-/* Open PATH, and let nobody else use it. */
+/* Is FD, which is locked, what PATH names still? */
+static int
+check_name (const char *path, int fd)
+{
+  struct stat locked, there;
+
+  if (fstat (fd, &locked) == -1 || stat (path, &there) == -1)
+    return errno;
+  return same_file (&locked, &there) ? 0 : ADDCOW_E_IN_USE;
+}
+
+/* Open PATH, and let nobody else use it.  Who did may have made it longer, or
+ * put another file in its place, until it was locked.
+ */
 static int
 open_and_lock (const char *path, int *fd, uint64_t *size_bytes)
 {
@@ -83,7 +98,11 @@ open_and_lock (const char *path, int *fd, uint64_t *size_bytes)
   r = fd_open_disk (path, &looked_at, size_bytes);
   if (r == 0)
     r = fd_reopen_writable (looked_at, fd);
-  return r ? r : lock_qemu (*fd, true);
+  if (r == 0)
+    r = lock_qemu (*fd, true);
+  if (r == 0)
+    r = check_name (path, *fd);
+  return r ? r : fd_size (*fd, size_bytes);
 }
 
 int

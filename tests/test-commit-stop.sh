@@ -280,3 +280,30 @@ bits
 fdatasync vm.add-cow
 ORDER
 unset FAULT_LOG FAULT_TRIGGER FAULT_CALL FAULT_FILE FAULT_ERRNO
+
+### What others do just before the backing file is locked.
+
+# between COMMAND
+between ()
+{
+    FAULT_RUN="env -u LD_PRELOAD sh -c '$1'" FAULT_RUN_CALL=fcntl \
+        FAULT_RUN_FILE=base.img commit_with_faults
+}
+
+# It becomes longer than the disk: what it has there stays.
+head -c 1000 base.orig > short.orig
+cp short.orig base.img
+padded base.img $size
+fresh -b base.img $size
+filled 3
+between "truncate -s $size base.img; echo more >> base.img"
+empty
+cmp -n $size base.img disk
+[ "$(tail -c 5 base.img)" = more ]
+# It is replaced: the other one is not written, nor is the one that is gone.
+begin base.img
+fails_with "base.img: in use by another process" \
+    between "cp base.img new; mv new base.img"
+[ "$(nr_allocated)" -eq "$nr_old" ]
+same
+goes_on
