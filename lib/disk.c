@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "backing-addcow.h"
+#include "backing-kinds.h"
 #include "bitmap.h"
 #include "common.h"
 #include "disk.h"
@@ -297,22 +298,26 @@ disk_open_target (struct disk *disk, const struct disk_options *options,
   struct backing_options backing;
   struct hints hints, now;
   struct chain link;
-  bool tell;
+  bool tell, early;
   int r;
 
   r = prepare_backing (disk, options, &backing, &hints, &link, failure);
   if (r)
     return r;
   tell = may_change (&hints, &backing);
-  /* A file is looked at before: who opens it may change it. */
-  if (tell && location->path)
+  /* A qemu-nbd may change the file by opening it.  Any other is looked at when
+   * it is locked.
+   */
+  early = location->path &&
+          backing_kind (location, backing.format) == BACKING_QEMU;
+  if (tell && early)
     r = hints_take (&now, location, 0);
   if (r)
     return failure_set (failure, location->name, r);
   r = target_open (target, location, &backing, failure);
   if (r || !tell)
     return r;
-  if (location->path == NULL)
+  if (!early)
     r = hints_take (&now, location, (*target)->size_bytes);
   if (r == 0)
     r = tell_change (disk, &hints, &now, &backing);

@@ -307,3 +307,9 @@ fails_with "base.img: in use by another process" \
 [ "$(nr_allocated)" -eq "$nr_old" ]
 same
 goes_on
+# It is written to: there is a warning.
+begin base.img -F raw
+between "touch -d 2001-02-03 base.img" 2>err
+grep -F "base.img: warning: has changed since it became the backing file" err
+empty
+cmp base.img disk
