@@ -22,6 +22,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "backing.h"
 #include "bitmap.h"
 #include "commit.h"
 #include "common.h"
@@ -171,6 +172,41 @@ fit_target (struct commit_verb *c)
   return r ? img_file_error (c->disk->backing_location.name, r) : EXIT_SUCCESS;
 }
 
+/* What a guest has in its first sector, such as the header of LUKS, must not
+ * make the backing file one that is refused where nobody says that it is raw.
+ */
+static int
+check_magic (const struct commit_verb *c)
+{
+  const struct header *header = &c->disk->header;
+  char buf[BACKING_MAGIC_BYTES];
+  const char *format;
+  struct hints hints;
+  uint64_t nr_set;
+  int r;
+
+  format_get_hints (header, &hints);
+  if (hints.format[0] || header->size_bytes == 0)
+    return EXIT_SUCCESS;
+  r = bitmap_count (&c->disk->metadata.image, 0, 1, &nr_set);
+  if (r)
+    return img_file_error (c->file_name, r);
+  if (nr_set == 0)
+    return EXIT_SUCCESS;
+  r = fd_read (c->image_fd, buf, sizeof buf, 0);
+  if (r)
+    return img_file_error (c->disk->image_location.name, r);
+  format = backing_magic (buf, sizeof buf);
+  if (format == NULL)
+    return EXIT_SUCCESS;
+  img_error ("%s: the disk begins like a disk image of the format %s, and so "
+             "would %s, which would not be read as raw any more: say before "
+             "that it is, with addcow-img rebase -u -b %s -F raw %s",
+             c->file_name, format, c->disk->backing_location.name,
+             header->backing_file, c->file_name);
+  return EXIT_FAILURE;
+}
+
 /* All that can be known to be wrong is, before anything is written. */
 static int
 open_all (struct commit_verb *c)
@@ -183,7 +219,8 @@ open_all (struct commit_verb *c)
                     &c->nr_allocated);
   if (r)
     return img_file_error (c->file_name, r);
-  if (open_target (c) != EXIT_SUCCESS || new_commit (c) != EXIT_SUCCESS)
+  if (open_target (c) != EXIT_SUCCESS || check_magic (c) != EXIT_SUCCESS ||
+      new_commit (c) != EXIT_SUCCESS)
     return EXIT_FAILURE;
   return fit_target (c);
 }

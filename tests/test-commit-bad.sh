@@ -145,6 +145,29 @@ bad "only when odd.add-cow says so: make that with addcow-img create -F" \
     odd.add-cow
 rm odd.*
 
+# The disk must not make it one that is refused.
+for magic in 'LUKS\xba\xbe' 'QFI\xfb'; do
+    rm -f odd.*
+    truncate -s $size odd.img odd.raw
+    metadata odd.add-cow size=$size backing=odd.img image=odd.raw
+    allocate odd.add-cow odd.raw
+    printf %b "$magic" | dd of=odd.raw conv=notrunc status=none
+    cp odd.add-cow last
+    # It is not allocated, and not in the way.
+    addcow-img commit -q odd.add-cow
+    cp last odd.add-cow
+    printf %b "$magic" | dd of=odd.raw conv=notrunc status=none
+    printf '\x01' | dd of=odd.add-cow bs=1 seek=2068 conv=notrunc status=none
+    bad "with addcow-img rebase -u -b odd.img -F raw odd.add-cow" odd.add-cow
+    # It does what it says.
+    cp odd.raw want
+    addcow-img rebase -u -b odd.img -F raw odd.add-cow
+    addcow-img commit -q odd.add-cow
+    cmp odd.img want
+    addcow-img map odd.add-cow > map
+done
+rm odd.* last want map
+
 # One overlay is a backing file of itself.
 truncate -s $size 1.raw 2.raw
 addcow-img create -q -b base.img 1.add-cow
