@@ -18,7 +18,8 @@ log_backing (void *opaque UNUSED, const char *name, const char *text)
   img_error ("%s: %s", name, text);
 }
 
-/* Other than for create there is no option to say what the backing file is.
+/* Other than for create and rebase there is no option to say what the backing
+ * file is.  What is allocated is lost when the overlay is made anew.
  */
 int
 open_disk_failure (const char *file_name, const struct failure *failure)
@@ -27,8 +28,8 @@ open_disk_failure (const char *file_name, const struct failure *failure)
       failure->file_name == NULL)
     return img_failure (failure);
   img_error ("%s: begins like a disk image of the format %s, and is read as "
-             "raw only when %s says so: make that with addcow-img create -F "
-             "%s, or -F raw to insist",
+             "raw only when %s says so: say what it is with addcow-img rebase "
+             "-u -b BACKING -F %s, or -F raw to insist",
              failure->file_name, failure->format, file_name, failure->format);
   return EXIT_FAILURE;
 }

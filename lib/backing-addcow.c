@@ -203,8 +203,8 @@ word_foreign_format (struct failure *failure, const char *metadata)
   failure->file_name = NULL;
   if (asprintf (&detail,
                 "begins like a disk image of the format %s, and is read as "
-                "raw only when %s says so: make that with addcow-img create "
-                "-F %s, or -F raw to insist",
+                "raw only when %s says so: say what it is with addcow-img "
+                "rebase -u -b BACKING -F %s, or -F raw to insist",
                 failure->format, metadata, failure->format) == -1)
     detail = NULL;
   failure_set_detail (failure, name ? name : metadata, failure->err, detail);

@@ -141,7 +141,7 @@ truncate -s $size odd.img
 metadata odd.add-cow size=$size backing=odd.img image=vm.raw
 allocate odd.add-cow
 printf 'QFI\xfb' | dd of=odd.img conv=notrunc status=none
-bad "only when odd.add-cow says so: make that with addcow-img create -F" \
+bad "only when odd.add-cow says so: say what it is with addcow-img rebase -u" \
     odd.add-cow
 rm odd.*
 

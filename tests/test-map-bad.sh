@@ -93,7 +93,7 @@ rm loop.* 1.*
 truncate -s $size odd.img
 printf 'QFI\xfb' | dd of=odd.img conv=notrunc status=none
 metadata odd.add-cow size=$size backing=odd.img image=vm.raw
-bad "only when odd.add-cow says so: make that with addcow-img create -F" \
+bad "only when odd.add-cow says so: say what it is with addcow-img rebase -u" \
     odd.add-cow
 rm odd.*
 

@@ -132,7 +132,7 @@ mv away base.img
 printf 'QFI\xfb' > odd.img
 truncate -s 1M odd.img
 metadata odd.add-cow size=$size backing=odd.img image=vm.raw
-bad "only when odd.add-cow says so: make that with addcow-img create -F" \
+bad "only when odd.add-cow says so: say what it is with addcow-img rebase -u" \
     odd.add-cow 1M
 rm odd.add-cow
 metadata odd.add-cow size=$size backing=vm.raw image=vm.raw

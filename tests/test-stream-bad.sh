@@ -103,5 +103,5 @@ truncate -s $size odd.img
 metadata vm.add-cow size=$size backing=odd.img image=vm.raw
 truncate -s $size vm.raw
 printf 'QFI\xfb' | dd of=odd.img conv=notrunc status=none
-bad "only when vm.add-cow says so: make that with addcow-img create -F" \
+bad "only when vm.add-cow says so: say what it is with addcow-img rebase -u" \
     vm.add-cow
