@@ -47,6 +47,12 @@ struct commit {
   uint64_t nr_data; /* bytes */
   bool failed;      /* to end: there is no other try, see end_round */
 
+  /* Some file systems, NFS for one, let a write fail because of what they
+   * could not write of those before, and say that once: a flush may know
+   * nothing of it.
+   */
+  bool is_unsure;
+
   struct fault *fault; /* of commit_run */
 };
 
@@ -106,7 +112,8 @@ extents_of_image (void *opaque, uint64_t count, uint64_t offset, extent_fn *fn,
 static bool
 system_may_copy (const struct commit *c)
 {
-  return c->options.image_fd >= 0 && c->options.target->ops->copy;
+  return c->options.image_fd >= 0 && c->options.target->ops->copy &&
+         !c->is_unsure;
 }
 
 /* Find the first part of the image's range.  Returns 0, or an error number
@@ -196,6 +203,106 @@ commit_fits (struct commit *c, bool *fits, struct fault *fault)
   return 0;
 }
 
+/*--- Writing to the target. -------------------------------------------*/
+
+static int
+target_failed (struct commit *c, int err)
+{
+  c->is_unsure = true;
+  return fail (c, FAULT_BACKING, err);
+}
+
+/* May a copy that failed with ERR tell of what was written before? */
+static bool
+tells_of_others (int err)
+{
+  return err == ENOSPC || err == EDQUOT || err == EFBIG || err == EIO;
+}
+
+static int
+copy_data (struct commit *c, uint64_t count, uint64_t offset)
+{
+  struct image *image = c->options.image, *target = c->options.target;
+  int r;
+
+  if (system_may_copy (c)) {
+    r = target->ops->copy (target, c->options.image_fd, count, offset);
+    if (r == 0)
+      return 0;
+    /* Whatever the matter is, reading and writing will say of which file. */
+    c->is_unsure = tells_of_others (r);
+  }
+  while (count > 0) {
+    const size_t n = MIN (count, BUF_BYTES);
+
+    r = image->ops->read (image, c->buf, n, offset);
+    if (r)
+      return fail (c, FAULT_IMAGE, r);
+    r = sparse_write (target, c->buf, n, offset);
+    if (r)
+      return target_failed (c, r);
+    offset += n;
+    count -= n;
+  }
+  return 0;
+}
+
+/* Bring a part to the target, as far as that reaches. */
+static int
+copy_part (struct commit *c, const struct part *p, uint64_t offset)
+{
+  const uint64_t end = MIN (offset + p->n, c->options.target_bytes);
+  struct image *target = c->options.target;
+  int r;
+
+  if (offset >= end)
+    return 0;
+  if (!p->zero) {
+    c->nr_data += end - offset;
+    return copy_data (c, end - offset, offset);
+  }
+  r = target->ops->zero (target, end - offset, offset, IMAGE_MAY_TRIM);
+  return r ? target_failed (c, r) : 0;
+}
+
+/* A run of allocated sectors, all of which were brought to the target before.
+ */
+static int
+copy_run_again (void *opaque, uint64_t sector, uint64_t nr_sectors)
+{
+  struct commit *c = opaque;
+  const uint64_t end = (sector + nr_sectors) * SECTOR;
+  uint64_t offset = sector * SECTOR;
+  int r = 0;
+
+  while (r == 0 && offset < end) {
+    struct part part;
+
+    r = find_part (c, end - offset, offset, &part);
+    if (r)
+      break;
+    r = copy_part (c, &part, offset);
+    offset += part.n;
+  }
+  return r;
+}
+
+/* Bring to the target again what this round has. */
+static int
+copy_again (struct commit *c)
+{
+  size_t i;
+  int r = 0;
+
+  for (i = 0; r == 0 && i < c->nr_ranges; i++) {
+    const struct sectors *s = &c->ranges[i];
+
+    r = bitmap_each_run (c->options.metadata, s->begin, s->end - s->begin,
+                         copy_run_again, c);
+  }
+  return r && c->fault->err == 0 ? fail (c, FAULT_METADATA, r) : r;
+}
+
 /*--- Ending a round. --------------------------------------------------*/
 
 /* Note that the range is in the target. */
@@ -261,6 +368,9 @@ end_round (struct commit *c)
   int r;
 
   c->failed = true;
+  r = c->is_unsure ? copy_again (c) : 0;
+  if (r)
+    return r;
   r = target->ops->flush (target);
   if (r)
     return fail (c, FAULT_BACKING, r);
@@ -270,53 +380,11 @@ end_round (struct commit *c)
   free_space (c);
   c->nr_ranges = 0;
   c->nr_data = 0;
-  c->failed = false;
+  c->failed = c->is_unsure = false;
   return 0;
 }
 
-/*--- Writing to the target. -------------------------------------------*/
-
-static int
-copy_data (struct commit *c, uint64_t count, uint64_t offset)
-{
-  struct image *image = c->options.image, *target = c->options.target;
-
-  /* Whatever the matter is, reading and writing will say of which file. */
-  if (system_may_copy (c) &&
-      target->ops->copy (target, c->options.image_fd, count, offset) == 0)
-    return 0;
-  while (count > 0) {
-    const size_t n = MIN (count, BUF_BYTES);
-    int r = image->ops->read (image, c->buf, n, offset);
-
-    if (r)
-      return fail (c, FAULT_IMAGE, r);
-    r = sparse_write (target, c->buf, n, offset);
-    if (r)
-      return fail (c, FAULT_BACKING, r);
-    offset += n;
-    count -= n;
-  }
-  return 0;
-}
-
-/* Bring a part to the target, as far as that reaches. */
-static int
-copy_part (struct commit *c, const struct part *p, uint64_t offset)
-{
-  const uint64_t end = MIN (offset + p->n, c->options.target_bytes);
-  struct image *target = c->options.target;
-  int r;
-
-  if (offset >= end)
-    return 0;
-  if (!p->zero) {
-    c->nr_data += end - offset;
-    return copy_data (c, end - offset, offset);
-  }
-  r = target->ops->zero (target, end - offset, offset, IMAGE_MAY_TRIM);
-  return r ? fail (c, FAULT_BACKING, r) : 0;
-}
+/*--- All of it. -------------------------------------------------------*/
 
 /* A run of allocated sectors; bits of it are cleared as it goes. */
 static int
@@ -350,7 +418,7 @@ commit_run (struct commit *c, bool *complete, struct fault *fault)
 {
   const uint64_t nr_sectors = c->options.size_bytes / SECTOR;
   struct image *image = c->options.image;
-  struct fault last;
+  struct fault last = { .err = 0 };
   int r;
 
   *fault = (struct fault){ .err = 0 };

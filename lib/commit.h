@@ -12,6 +12,8 @@
  *   1. writes to the target what the image has of some allocated sectors:
  *      they are read from the image still, whatever the target has there;
  *   2. flushes the target, which is the same as the image there from then on;
+ *      where a write failed, what was written before it in this round is
+ *      written again first;
  *   3. clears the bits of these sectors and flushes the metadata file: each
  *      sector of it is old or new when the power goes, and both mean the same
  *      content;

@@ -417,7 +417,7 @@ test_full (void)
   bool complete;
 
   set_up_stripes (&f);
-  sim_fail (&f.images[TARGET].port, SIM_WRITE, 101, ENOSPC, 1000);
+  sim_fail (&f.images[TARGET].port, SIM_WRITE, 101, ENOSPC, 0);
   CHECK_EQ (run (&f, COMMIT_ROUND_BYTES, &complete, &fault), -1);
   CHECK_EQ (fault.part, FAULT_BACKING);
   CHECK_EQ (fault.err, ENOSPC);
@@ -425,6 +425,48 @@ test_full (void)
   CHECK (!is_set (&f, 0) && !is_set (&f, 198) && is_set (&f, 200));
   CHECK (!sim_store_is_data (&f.stores[IMAGE], 0));
   CHECK (sim_store_is_data (&f.stores[IMAGE], 200 * SECTOR));
+  clear_files (&f);
+}
+
+/* The write that fails tells of one before it that was lost, and no flush
+ * does.
+ */
+static void
+lose_writes (struct sim_port *port, enum sim_op op, uint64_t offset,
+             uint64_t count UNUSED, void *opaque UNUSED)
+{
+  static const uint8_t lost[SECTOR];
+
+  if (op == SIM_WRITE && offset == 200 * SECTOR)
+    sim_store_put (port->store, lost, SECTOR, 0);
+}
+
+static void
+test_write_tells_of_others (void)
+{
+  static uint8_t expected[MAX_BYTES];
+  struct fault fault;
+  struct files f;
+  bool complete;
+
+  set_up_stripes (&f);
+  get_disk (&f, expected);
+  f.images[TARGET].port.hook = lose_writes;
+  sim_fail (&f.images[TARGET].port, SIM_WRITE, 101, ENOSPC, 0);
+  CHECK_EQ (run (&f, COMMIT_ROUND_BYTES, &complete, &fault), -1);
+  CHECK_EQ (fault.err, ENOSPC);
+  check_disk (&f, expected);
+  f.images[TARGET].port.hook = NULL;
+  finish (&f, expected);
+  clear_files (&f);
+
+  /* Where that cannot be written again, nothing is taken for written. */
+  set_up_stripes (&f);
+  sim_fail (&f.images[TARGET].port, SIM_WRITE, 101, ENOSPC, 1);
+  CHECK_EQ (run (&f, COMMIT_ROUND_BYTES, &complete, &fault), -1);
+  CHECK_EQ (fault.err, ENOSPC);
+  CHECK_EQ (nr_allocated (&f), MAX_SECTORS / 2);
+  check_disk (&f, expected);
   clear_files (&f);
 }
 
@@ -595,6 +637,7 @@ main (int argc, char *argv[])
   test_holes ();
   test_fits ();
   test_full ();
+  test_write_tells_of_others ();
   test_stop_soon ();
   for (i = 0; i < nr; i++) {
     test_power (&rng);
