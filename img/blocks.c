@@ -90,12 +90,13 @@ is_utf8 (void)
 void
 blocks_print (const struct blocks *b)
 {
-  const char *const *const texts = is_utf8 () ? utf8_blocks : ascii_blocks;
+  const char *const *texts;
   char text[SIZE_TEXT_BYTES];
   unsigned i;
 
   if (b->nr_blocks == 0)
     return;
+  texts = is_utf8 () ? utf8_blocks : ascii_blocks;
   printf ("allocated, a block for each %s:\n[",
           size_text (b->part_bytes, text));
   for (i = 0; i < b->nr_blocks; i++)
