@@ -10,9 +10,10 @@ set -x
 
 source "$abs_srcdir/bad-input.sh"
 
+verbs=(check commit create info map rebase resize stream)
+
 # Help is for stdout, and for 80 columns.
-for arguments in --help -h "check --help" "create --help" "info --help" \
-                 "map --help" \
+for arguments in --help -h "${verbs[@]/%/ --help}" "${verbs[@]/%/ -h}" \
                  "create -q --help x" "info --output=json --help"; do
     # shellcheck disable=SC2086
     addcow-img $arguments > out 2> err
@@ -20,11 +21,12 @@ for arguments in --help -h "check --help" "create --help" "info --help" \
     grep -q '^addcow-img' out
     [ -z "$(grep '.\{81\}' out)" ]
 done
-for verb in check create info map rebase resize; do
+for verb in "${verbs[@]}"; do
     addcow-img --help | grep "^  $verb "
     # shellcheck disable=SC1087
     addcow-img $verb --help | head -n 1 | grep "^addcow-img $verb "
 done
+[ "$(addcow-img --help | grep -c '^  [a-z]')" -eq ${#verbs[@]} ]
 
 version=$(sed -n 's/^#define PACKAGE_VERSION "\(.*\)"/\1/p' \
               "$abs_top_builddir/config.h")
