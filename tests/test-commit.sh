@@ -433,3 +433,36 @@ if [ -z "$ADDCOW_VALGRIND$SANITIZER" ]; then
         cmp base.img disk
     done
 fi
+
+### A block device, which is as long as it is.
+
+# on_device [LOSETUP-OPTION...]: the backing file is one, $loop.
+on_device ()
+{
+    [ -n "$root" ] && type losetup && truncate -s $size device &&
+        loop=$(losetup -f --show "$@" device) || return 1
+    cleanup_fn "losetup -d $loop"
+    cat base.orig > "$loop"
+}
+
+# Its blocks may be larger than sectors.
+for block in 512 4096; do
+    on_device -b $block || break
+    padded base.orig $size
+    fresh -b "$loop" -F raw $size
+    filled 41
+    commit
+    cmp "$loop" disk
+    # A longer disk must not have anything behind its end.
+    cat base.orig > "$loop"
+    padded base.orig $((size + 4096))
+    fresh -b "$loop" $((size + 4096))
+    filled 42 zeroes hole
+    commit
+    cmp -n $size "$loop" disk
+    start_nbdkit sock --filter="$addcow" file addcow=vm.add-cow
+    nbdsh -u "$uri" -c 'h.pwrite(b"x" * 512, h.get_size() - 512)'
+    stop_nbdkit "$pid"
+    refused "$loop: has $size bytes, too few for what is to be written there" \
+        addcow-img commit vm.add-cow
+done
