@@ -17,7 +17,7 @@ cd "$tmp/t" || exit 1
 RUN=()
 
 # How long a refusal may take, in seconds.
-limit=2
+limit=5
 [ -z "$ADDCOW_VALGRIND$SANITIZER" ] || limit=60
 
 addcow_img=$abs_top_builddir/img/addcow-img
