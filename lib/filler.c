@@ -437,6 +437,7 @@ account_data_locked (struct filler *f, uint64_t nr_bytes)
 static void
 end_pass_locked (struct filler *f)
 {
+  int64_t from_ns;
   bool alone;
 
   f->ending = true;
@@ -453,7 +454,10 @@ end_pass_locked (struct filler *f)
   f->span_bytes = SPAN_BYTES;
   f->pass_pause_ns = f->pass_filled ? MIN_PAUSE_NS
                                     : longer_pause (f->pass_pause_ns);
-  f->pass_ns = now_ns () + f->pass_pause_ns;
+  /* The pause after a failed write is a part of this one. */
+  from_ns = f->pass_failed ? MAX (f->backing.last_ns, f->image.last_ns)
+                           : now_ns ();
+  f->pass_ns = from_ns + f->pass_pause_ns;
   f->pass_failed = f->pass_filled = false;
   f->nr_bad_steps = 0;
   pthread_cond_broadcast (&f->wake);

@@ -15,9 +15,9 @@
  *
  * When the spans have come to the end of the disk that was a pass.  What
  * could not be filled in it is left for the next one, which begins some time
- * later: after a second, or twice as long as before when nothing at all was
- * filled meanwhile, up to a minute.  What is filled is not remembered but in
- * the map, so whoever starts again goes on where the bits say.
+ * after the last failure: a second, or twice as long as before when nothing at
+ * all was filled meanwhile, up to a minute.  What is filled is not remembered
+ * but in the map, so whoever starts again goes on where the bits say.
  *
  * - When reading the backing file fails smaller steps are made of it; the
  *   smallest is left out, after many in a row a longer part of the disk,

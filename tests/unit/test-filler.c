@@ -831,15 +831,17 @@ test_server_gone (void)
   end ();
 }
 
-/* While the image is full nobody tries but now and then. */
+/* While the image is full nobody tries but now and then, also when a pass
+ * is over meanwhile.
+ */
 static void
-test_no_space (void)
+test_no_space (unsigned nr_workers, uint64_t size)
 {
   unsigned i, n;
 
-  begin (16 * MIB, 16 * MIB);
+  begin (size, size);
   write_err = ENOSPC;
-  START (.wanted = NULL);
+  START (.nr_workers = nr_workers);
   pass_until (300 * SECOND);
   CHECK_EQ (nr_failed, 1);
   CHECK (last_fault.part == FAULT_IMAGE && last_fault.err == ENOSPC);
@@ -851,7 +853,7 @@ test_no_space (void)
       fprintf (stderr, "a pause of more than a minute\n");
       check_end ();
     }
-  CHECK (n <= 10 * NR_WORKERS);
+  CHECK (n <= 10 * nr_workers);
   write_err = 0;
   pass_until (400 * SECOND);
   CHECK_EQ (nr_failed, 1);
@@ -1257,7 +1259,8 @@ main (void)
   test_kept_is_dropped ();
   test_bad_part ();
   test_server_gone ();
-  test_no_space ();
+  test_no_space (NR_WORKERS, 16 * MIB);
+  test_no_space (1, 2 * MIB);
   test_all_fail ();
   test_commit_fails (0);
   test_commit_fails (2 * MIB);
