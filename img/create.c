@@ -316,8 +316,8 @@ make_image (struct create *c, struct new_file *file)
   r = new_file_open (file, c->image_path);
   if (r == 0)
     r = lock_qemu (file->fd, true);
-  if (r == 0 && ftruncate (file->fd, c->header.size_bytes) == -1)
-    r = errno;
+  if (r == 0)
+    r = fd_set_length (file->fd, c->header.size_bytes);
   if (r == 0)
     r = new_file_install (file, false);
   return r ? img_file_error (c->image_path, r) : EXIT_SUCCESS;
@@ -336,9 +336,8 @@ make_metadata (struct create *c, bool *installed)
   r = new_file_open (&file, c->path);
   if (r == 0)
     r = fd_write (file.fd, buf, sizeof buf, 0);
-  if (r == 0 &&
-      ftruncate (file.fd, format_file_bytes (c->header.size_bytes)) == -1)
-    r = errno;
+  if (r == 0)
+    r = fd_set_length (file.fd, format_file_bytes (c->header.size_bytes));
   if (r == 0)
     r = new_file_install (&file, c->old_fd >= 0);
   *installed = file.installed;

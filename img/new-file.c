@@ -12,6 +12,7 @@
 
 #include "common.h"
 #include "disk.h"
+#include "image-file.h"
 #include "lock.h"
 #include "metadata.h"
 #include "names.h"
@@ -46,7 +47,9 @@ new_file_open (struct new_file *file, const char *path)
     file->temporary = NULL;
   if (file->path == NULL || file->temporary == NULL)
     return ENOMEM;
-  file->fd = mkostemp (file->temporary, O_CLOEXEC);
+  do
+    file->fd = mkostemp (file->temporary, O_CLOEXEC);
+  while (file->fd == -1 && errno == EINTR);
   if (file->fd == -1) {
     const int err = errno;
 
@@ -96,8 +99,8 @@ sync_folder (const char *path)
   r = name_folder (path, &folder);
   if (r)
     return r;
-  fd = open (folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  return fd == -1 || fsync (fd) == -1 ? errno : 0;
+  r = fd_open (folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC, &fd);
+  return r ? r : fd_sync_with_times (fd);
 }
 
 int
@@ -105,8 +108,9 @@ new_file_install (struct new_file *file, bool replace)
 {
   int r;
 
-  if (fsync (file->fd) == -1)
-    return errno;
+  r = fd_sync_with_times (file->fd);
+  if (r)
+    return r;
   r = give_name (file, replace);
   if (r)
     return r;

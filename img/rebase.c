@@ -405,8 +405,8 @@ write_file (const struct verb *v, int fd)
 
   format_encode (&v->header, buf);
   r = fd_write (fd, buf, sizeof buf, 0);
-  if (r == 0 && ftruncate (fd, format_file_bytes (v->header.size_bytes)) == -1)
-    r = errno;
+  if (r == 0)
+    r = fd_set_length (fd, format_file_bytes (v->header.size_bytes));
   return r ? r : copy_bits (v, fd);
 }
 

@@ -538,7 +538,7 @@ is_found (const struct checker *c, enum check_what first, enum check_what last)
 static int
 sync_file (struct checker *c)
 {
-  return fdatasync (c->fd) == -1 ? errno : 0;
+  return fd_sync (c->fd);
 }
 
 /* Whether it is cut or grows, there are zeroes and holes behind what it had.
@@ -548,7 +548,7 @@ set_length (struct checker *c)
 {
   const uint64_t length_bytes = format_file_bytes (c->header.size_bytes);
 
-  return ftruncate (c->fd, length_bytes) == -1 ? errno : 0;
+  return fd_set_length (c->fd, length_bytes);
 }
 
 static int

@@ -75,10 +75,11 @@ has_name (const struct disk *disk, const char *path)
 static int
 forget_cached (int fd)
 {
-  if (fdatasync (fd) == -1)
-    return errno;
-  posix_fadvise (fd, 0, 0, POSIX_FADV_DONTNEED);
-  return 0;
+  const int r = fd_sync (fd);
+
+  if (r == 0)
+    posix_fadvise (fd, 0, 0, POSIX_FADV_DONTNEED);
+  return r;
 }
 
 /* How often a file may be replaced while it is opened. */

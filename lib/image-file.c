@@ -15,6 +15,42 @@
 #include "image-file.h"
 
 int
+fd_open (const char *file_name, int flags, int *fd)
+{
+  do
+    *fd = open (file_name, flags);
+  while (*fd == -1 && errno == EINTR);
+  return *fd == -1 ? errno : 0;
+}
+
+int
+fd_sync (int fd)
+{
+  while (fdatasync (fd) == -1)
+    if (errno != EINTR)
+      return errno;
+  return 0;
+}
+
+int
+fd_sync_with_times (int fd)
+{
+  while (fsync (fd) == -1)
+    if (errno != EINTR)
+      return errno;
+  return 0;
+}
+
+int
+fd_set_length (int fd, uint64_t length_bytes)
+{
+  while (ftruncate (fd, length_bytes) == -1)
+    if (errno != EINTR)
+      return errno;
+  return 0;
+}
+
+int
 fd_size (int fd, uint64_t *size_bytes)
 {
   struct stat st;
@@ -49,9 +85,10 @@ fd_open_disk (const char *file_name, int *fd, uint64_t *size_bytes)
     return errno;
   if (!S_ISREG (st.st_mode) && !S_ISBLK (st.st_mode))
     return ADDCOW_E_NOT_DISK;
-  new_fd = open (file_name, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-  if (new_fd == -1)
-    return errno == ENXIO ? ADDCOW_E_NOT_DISK : errno;
+  r = fd_open (file_name, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK,
+               &new_fd);
+  if (r)
+    return r == ENXIO ? ADDCOW_E_NOT_DISK : r;
   r = fd_size (new_fd, size_bytes);
   if (r)
     return r;
@@ -66,8 +103,7 @@ fd_reopen_writable (int fd, int *new_fd)
   char path[sizeof "/proc/self/fd/" + 3 * sizeof (int)];
 
   snprintf (path, sizeof path, "/proc/self/fd/%d", fd);
-  *new_fd = open (path, O_RDWR | O_CLOEXEC | O_NOCTTY);
-  return *new_fd == -1 ? errno : 0;
+  return fd_open (path, O_RDWR | O_CLOEXEC | O_NOCTTY, new_fd);
 }
 
 int
@@ -106,6 +142,21 @@ fd_write (int fd, const void *buf, size_t count, uint64_t offset)
   return 0;
 }
 
+/* A system, or a file, that cannot write out is no error. */
+static int
+write_out_error (int err)
+{
+  switch (err) {
+  case EINVAL:
+  case ENOSYS:
+  case EOPNOTSUPP:
+  case ESPIPE:
+    return 0;
+  default:
+    return err;
+  }
+}
+
 int
 fd_write_out (int fd, uint64_t count, uint64_t offset, bool wait)
 {
@@ -114,17 +165,10 @@ fd_write_out (int fd, uint64_t count, uint64_t offset, bool wait)
                                     SYNC_FILE_RANGE_WAIT_AFTER
                               : SYNC_FILE_RANGE_WRITE;
 
-  if (sync_file_range (fd, offset, count, flags) == 0)
-    return 0;
-  switch (errno) {
-  case EINVAL:
-  case ENOSYS:
-  case EOPNOTSUPP:
-  case ESPIPE:
-    return 0;
-  default:
-    return errno;
-  }
+  while (sync_file_range (fd, offset, count, flags) == -1)
+    if (errno != EINTR)
+      return write_out_error (errno);
+  return 0;
 }
 
 void
@@ -210,7 +254,7 @@ image_file_fd (struct image *image)
 static int
 image_file_flush (struct image *image)
 {
-  return fdatasync (image_file_fd (image)) == -1 ? errno : 0;
+  return fd_sync (image_file_fd (image));
 }
 
 static int
@@ -359,10 +403,7 @@ image_file_copy (struct image *image, int fd, uint64_t count, uint64_t offset)
 static int
 image_file_set_length (struct image *image, uint64_t length_bytes)
 {
-  while (ftruncate (image_file_fd (image), length_bytes) == -1)
-    if (errno != EINTR)
-      return errno;
-  return 0;
+  return fd_set_length (image_file_fd (image), length_bytes);
 }
 
 static const struct image_ops image_file_ops = {

@@ -24,6 +24,15 @@ void image_file_init (struct image_file *file, int fd);
  */
 int fd_size (int fd, uint64_t *size_bytes);
 
+/* open, fdatasync, fsync and ftruncate, begun again when a signal interrupted
+ * them, as it may on some file systems.  *FD is the caller's.  They return 0
+ * or an errno, and may block.
+ */
+int fd_open (const char *file_name, int flags, int *fd);
+int fd_sync (int fd);
+int fd_sync_with_times (int fd);
+int fd_set_length (int fd, uint64_t length_bytes);
+
 /* Open FILE_NAME, a regular file or a block device, for reading; what is
  * something else is not opened, nor waited for.  *FD is the caller's,
  * *SIZE_BYTES its length.  Returns 0, ADDCOW_E_NOT_DISK or an errno.

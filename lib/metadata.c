@@ -18,6 +18,7 @@ metadata_open (const char *file_name, bool writable, int *fd)
 {
   CLEANUP_CLOSE int new_fd = -1;
   struct stat st;
+  int r;
 
   /* Looked at before it is opened: a device may do things when opened,
    * and O_NONBLOCK is for what takes its place in between.
@@ -26,10 +27,12 @@ metadata_open (const char *file_name, bool writable, int *fd)
     return errno;
   if (!S_ISREG (st.st_mode))
     return S_ISDIR (st.st_mode) ? EISDIR : ADDCOW_E_NOT_REGULAR;
-  new_fd = open (file_name, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC |
-                                O_NOCTTY | O_NONBLOCK);
-  if (new_fd == -1)
-    return errno;
+  r = fd_open (file_name,
+               (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOCTTY |
+                   O_NONBLOCK,
+               &new_fd);
+  if (r)
+    return r;
   *fd = new_fd;
   new_fd = -1;
   return 0;
@@ -76,5 +79,5 @@ metadata_write_hints (int fd, const struct header *header)
                 FORMAT_BACKING_OFFSET + name);
   if (r)
     return r;
-  return fdatasync (fd) == -1 ? errno : 0;
+  return fd_sync (fd);
 }

@@ -15,6 +15,7 @@
 
 #include "common.h"
 #include "error.h"
+#include "image-file.h"
 #include "names.h"
 
 #define SCHEME_FIRST \
@@ -151,8 +152,7 @@ open_under (int folder, int file, int *fd)
 static int
 open_confine (const char *confine, int *fd)
 {
-  *fd = open (confine, O_PATH | O_DIRECTORY | O_CLOEXEC);
-  return *fd >= 0 ? 0 : errno;
+  return fd_open (confine, O_PATH | O_DIRECTORY | O_CLOEXEC, fd);
 }
 
 int
@@ -175,9 +175,9 @@ confine_location (struct location *location, const char *confine)
   r = open_confine (confine, &folder);
   if (r)
     return r;
-  file = open (location->path, O_PATH | O_CLOEXEC);
-  if (file == -1)
-    return errno;
+  r = fd_open (location->path, O_PATH | O_CLOEXEC, &file);
+  if (r)
+    return r;
   r = open_under (folder, file, &location->fd);
   if (r)
     return r;

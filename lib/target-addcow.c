@@ -107,7 +107,7 @@ target_addcow_end (struct target *target)
 {
   struct target_addcow *t = container_of (target, struct target_addcow, target);
 
-  return fsync (t->disk->metadata_fd) == -1 ? errno : 0;
+  return fd_sync_with_times (t->disk->metadata_fd);
 }
 
 static const struct target_ops target_addcow_ops = {

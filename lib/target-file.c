@@ -31,14 +31,14 @@ file_of (struct target *target)
 static int
 target_file_grow (struct target *target, uint64_t size_bytes)
 {
-  return ftruncate (file_of (target)->file.fd, size_bytes) == -1 ? errno : 0;
+  return fd_set_length (file_of (target)->file.fd, size_bytes);
 }
 
 /* Not fdatasync: that it was modified, and when, shall be there too. */
 static int
 target_file_end (struct target *target)
 {
-  return fsync (file_of (target)->file.fd) == -1 ? errno : 0;
+  return fd_sync_with_times (file_of (target)->file.fd);
 }
 
 static void
