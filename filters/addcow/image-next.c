@@ -41,7 +41,9 @@ enter (struct image_next *in)
     pthread_mutex_lock (&in->lock);
 }
 
-/* Leave, and turn what a call of the layer returned into 0 or an errno.
+/* Leave, and turn what a call of the layer returned into 0 or an errno.  After
+ * EINTR the call is made again: a layer may leave that to its caller, and a
+ * client would be told EINVAL.
  */
 static int
 leave (struct image_next *in, int r, int err)
@@ -57,9 +59,12 @@ image_next_read (struct image *image, void *buf, size_t count, uint64_t offset)
   struct image_next *in = from_image (image);
   int err = 0, r;
 
-  enter (in);
-  r = in->next->pread (in->next, buf, count, offset, 0, &err);
-  return leave (in, r, err);
+  do {
+    enter (in);
+    r = in->next->pread (in->next, buf, count, offset, 0, &err);
+    r = leave (in, r, err);
+  } while (r == EINTR);
+  return r;
 }
 
 static int
@@ -71,9 +76,12 @@ image_next_flush (struct image *image)
   /* A layer that cannot flush has nothing to flush. */
   if (in->can_flush != 1)
     return 0;
-  enter (in);
-  r = in->next->flush (in->next, 0, &err);
-  return leave (in, r, err);
+  do {
+    enter (in);
+    r = in->next->flush (in->next, 0, &err);
+    r = leave (in, r, err);
+  } while (r == EINTR);
+  return r;
 }
 
 /* The flags for the layer; those it lacks are made up for afterwards. */
@@ -106,10 +114,12 @@ image_next_write (struct image *image, const void *buf, size_t count,
   struct image_next *in = from_image (image);
   int err = 0, r;
 
-  enter (in);
-  r = in->next->pwrite (in->next, buf, count, offset, next_flags (in, flags),
-                        &err);
-  r = leave (in, r, err);
+  do {
+    enter (in);
+    r = in->next->pwrite (in->next, buf, count, offset, next_flags (in, flags),
+                          &err);
+    r = leave (in, r, err);
+  } while (r == EINTR);
   return r ? r : make_up_for_fua (in, flags);
 }
 
@@ -141,9 +151,11 @@ zero_part (struct image_next *in, uint32_t count, uint64_t offset,
     return EOPNOTSUPP;
   if (in->can_zero == NBDKIT_ZERO_NONE)
     return write_zeroes (&in->image, count, offset, flags);
-  enter (in);
-  r = in->next->zero (in->next, count, offset, next_flags (in, flags), &err);
-  r = leave (in, r, err);
+  do {
+    enter (in);
+    r = in->next->zero (in->next, count, offset, next_flags (in, flags), &err);
+    r = leave (in, r, err);
+  } while (r == EINTR);
   return r ? r : make_up_for_fua (in, flags);
 }
 
@@ -169,10 +181,12 @@ trim_part (struct image_next *in, uint32_t count, uint64_t offset,
 {
   int err = 0, r;
 
-  enter (in);
-  r = in->next->trim (in->next, count, offset,
-                      next_flags (in, flags & IMAGE_FUA), &err);
-  r = leave (in, r, err);
+  do {
+    enter (in);
+    r = in->next->trim (in->next, count, offset,
+                        next_flags (in, flags & IMAGE_FUA), &err);
+    r = leave (in, r, err);
+  } while (r == EINTR);
   return r ? r : make_up_for_fua (in, flags);
 }
 
@@ -195,6 +209,21 @@ image_next_trim (struct image *image, uint64_t count, uint64_t offset,
   return r;
 }
 
+/* Ask once; *EXTENTS is the caller's to free. */
+static int
+get_extents (struct image_next *in, uint32_t count, uint64_t offset,
+             struct nbdkit_extents **extents)
+{
+  int err = 0, r;
+
+  *extents = nbdkit_extents_new (offset, offset + count);
+  if (*extents == NULL)
+    return errno;
+  enter (in);
+  r = in->next->extents (in->next, count, offset, 0, *extents, &err);
+  return leave (in, r, err);
+}
+
 static int
 image_next_extents (struct image *image, uint64_t count, uint64_t offset,
                     extent_fn *fn, void *opaque)
@@ -202,17 +231,14 @@ image_next_extents (struct image *image, uint64_t count, uint64_t offset,
   CLEANUP_EXTENTS_FREE struct nbdkit_extents *extents = NULL;
   struct image_next *in = from_image (image);
   const uint32_t n = MIN (count, MAX_COUNT);
-  int err = 0, r = 0;
+  int r;
   size_t i;
 
   if (in->can_extents != 1)
     return fn (opaque, count, 0);
-  extents = nbdkit_extents_new (offset, offset + n);
-  if (extents == NULL)
-    return errno;
-  enter (in);
-  r = in->next->extents (in->next, n, offset, 0, extents, &err);
-  r = leave (in, r, err);
+  /* What was told before an error is not told again. */
+  while ((r = get_extents (in, n, offset, &extents)) == EINTR)
+    nbdkit_extents_free (extents);
   for (i = 0; r == 0 && i < nbdkit_extents_count (extents); i++) {
     const struct nbdkit_extent e = nbdkit_get_extent (extents, i);
 
@@ -231,9 +257,11 @@ image_next_cache (struct image *image, uint64_t count, uint64_t offset)
     const uint32_t n = MIN (count, MAX_COUNT);
     int err = 0;
 
-    enter (in);
-    r = in->next->cache (in->next, n, offset, 0, &err);
-    r = leave (in, r, err);
+    do {
+      enter (in);
+      r = in->next->cache (in->next, n, offset, 0, &err);
+      r = leave (in, r, err);
+    } while (r == EINTR);
     count -= n;
     offset += n;
   }
