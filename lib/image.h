@@ -97,6 +97,9 @@ struct image {
   _Atomic uint64_t nr_failures_told;
   bool inherits_failures;
 
+  /* Set before it is attached: it takes no writes, and gets none. */
+  bool read_only;
+
   /* Set before it is attached: nobody is told what fails through it, and so
    * somebody else is told in its stead.
    */

@@ -229,6 +229,21 @@ image_get_next (struct overlay *ov, struct image *image)
   return next;
 }
 
+/* IMAGE, which is attached, or if it takes no writes another one that does;
+ * NULL: there is none.  The caller puts it.
+ */
+static struct image *
+image_get_writable (struct overlay *ov, struct image *image)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&ov->images_lock);
+  if (image->read_only)
+    for (image = ov->images; image && image->read_only;)
+      image = image->next;
+  if (image)
+    image->busy++;
+  return image;
+}
+
 /*--- Flushes of the image, and those that fail. -----------------------*/
 
 /* Let a flush of an image that failed with ERR be told to all. */
@@ -393,8 +408,8 @@ wait_for_first_touch (struct overlay *ov)
 
 struct rewriter {
   struct overlay *ov;
-  struct image *image;
-  char *buf; /* REWRITE_SECTORS */
+  struct image *image; /* or NULL: none can be written to */
+  char *buf;           /* REWRITE_SECTORS */
   bool image_failed;
 };
 
@@ -405,6 +420,9 @@ rewrite_sectors (struct rewriter *rw, uint64_t sector, uint64_t nr_sectors)
   struct range range;
   int r;
 
+  rw->image_failed = true;
+  if (rw->image == NULL)
+    return rw->ov->last_failure;
   range_acquire (&rw->ov->first_touch, &range, sector, nr_sectors);
   r = rw->image->ops->read (rw->image, rw->buf, count, sector * SECTOR);
   if (r == 0)
@@ -437,14 +455,15 @@ rewrite_run (void *opaque, uint64_t sector, uint64_t nr_sectors)
  * their new content.  So they are read, from where the system has them
  * still, and written again, and the next flush is about them.  Meanwhile
  * all writers hold their ranges, lest what was read goes over what is
- * newer.
+ * newer.  IMAGE is that of who commits; if it takes no writes another one is
+ * written to, and while there is none the commit fails as the flush did.
  */
 static int
 rewrite_uncommitted (struct overlay *ov, struct image *image,
                      struct fault *fault)
 {
   CLEANUP_FREE char *buf = malloc (REWRITE_SECTORS * SECTOR);
-  struct rewriter rw = { .ov = ov, .image = image, .buf = buf };
+  struct rewriter rw = { .ov = ov, .buf = buf };
   int r;
 
   if (buf == NULL)
@@ -452,7 +471,10 @@ rewrite_uncommitted (struct overlay *ov, struct image *image,
   wait_for_flushing (ov);
   wait_for_unlocked (ov);
   wait_for_first_touch (ov);
+  rw.image = image_get_writable (ov, image);
   r = map_each_uncommitted (ov->map, rewrite_run, &rw);
+  if (rw.image)
+    image_put (ov, rw.image);
   if (r)
     return set_fault (fault, rw.image_failed ? FAULT_IMAGE : FAULT_METADATA, r);
   ov->suspect = false;

@@ -304,6 +304,7 @@ image_next_init (struct image_next *in, nbdkit_next *next, int thread_model)
       in->can_fast_zero == -1 || in->can_extents == -1 || in->can_fua == -1 ||
       in->can_cache == -1)
     return -1;
+  in->image.read_only = in->can_write != 1;
   pthread_mutex_init (&in->lock, NULL);
   return 0;
 }

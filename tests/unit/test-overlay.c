@@ -1191,6 +1191,42 @@ race (struct request *first, struct sim_port *port, enum sim_op op, uint64_t at,
   sim_no_gates (port);
 }
 
+/* Who commits after a failed flush may have an image that takes no writes:
+ * what was lost is written again through another, and the commit fails as
+ * long as there is none.
+ */
+static void
+test_forgetful_image_read_only (void)
+{
+  struct fault fault;
+
+  begin (8, 8 * SECTOR);
+  other.image.read_only = true;
+  write_to (SECTOR, SECTOR, 1);
+  sim_fail (&image.port, SIM_FLUSH, 1, EIO, 0);
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH);
+  sim_log_clear (&world);
+  MUST_FAIL (FAULT_IMAGE, EIO, FLUSH, .through = &other);
+  CHECK_EQ (sim_log_count (&world, &other.port, SIM_WRITE), 0);
+  CHECK_EQ (sim_log_count (&world, &image.port, SIM_WRITE), 1);
+  CHECK (disk_bit (1));
+  MUST (FLUSH, .through = &other);
+
+  write_to (2 * SECTOR, SECTOR, 2);
+  sim_fail (&image.port, SIM_FLUSH, 1, ENOSPC, 0);
+  CHECK_EQ (overlay_detach (ov, &image.image, &fault), -1);
+  CHECK_EQ (fault.err, ENOSPC);
+  MUST_FAIL (FAULT_IMAGE, ENOSPC, FLUSH, .through = &other);
+  MUST_FAIL (FAULT_IMAGE, ENOSPC, COMMIT);
+  CHECK (!disk_bit (2));
+  overlay_attach (ov, &image.image);
+  sim_log_clear (&world);
+  MUST (COMMIT);
+  CHECK (disk_bit (2));
+  CHECK_EQ (sim_log_count (&world, &other.port, SIM_WRITE), 0);
+  end ();
+}
+
 /* Data that a failed flush lost in the image is written again before the
  * bits are: what a sector reads as after power failed is its old or its new
  * content.
@@ -3254,6 +3290,7 @@ main (void)
   test_no_memory ();
   test_failures_are_told ();
   test_forgetful_image ();
+  test_forgetful_image_read_only ();
   test_forgetful_image_races ();
   test_forgetful_image_during_touch ();
   test_detach ();
