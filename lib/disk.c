@@ -67,10 +67,10 @@ has_name (const struct disk *disk, const char *path)
          same_file (&named, &opened);
 }
 
-/* A server before us may have failed to sync the bitmap.  The kernel takes
- * the pages it could not write for clean then: it has bits in memory that
- * are not on disk, and that no sync will bring there.  So sync what can be,
- * and forget all of it, that what is read is what the disk has.
+/* Who had the file before us may have failed to sync its bitmap, or a new
+ * size.  The kernel takes the pages it could not write for clean then: it has
+ * in memory what is not on disk, and what no sync will bring there.  So sync
+ * what can be, and forget all of it, that what is read is what the disk has.
  */
 static int
 forget_cached (int fd)
@@ -108,9 +108,13 @@ open_metadata (struct disk *disk, const struct disk_options *options)
     return ADDCOW_E_IN_USE;
   image_file_init (&disk->metadata, disk->metadata_fd);
   r = metadata_read_header (disk->metadata_fd, &disk->header);
-  if (r == 0 && disk->writable)
-    r = forget_cached (disk->metadata_fd);
-  return r;
+  if (r || !disk->writable)
+    return r;
+  /* Not before it is known to be a metadata file, which is small; but what was
+   * read may not be on disk.
+   */
+  r = forget_cached (disk->metadata_fd);
+  return r ? r : metadata_read_header (disk->metadata_fd, &disk->header);
 }
 
 /* What is told the caller is his to say, and is not confined. */
