@@ -170,6 +170,9 @@ open_file (struct checker *c)
   /* It was replaced before it was locked: somebody is at work. */
   if (r == 0 && !has_name (c))
     r = ADDCOW_E_IN_USE;
+  /* What was mended before may be in memory alone. */
+  if (r == 0 && c->options->repair)
+    r = metadata_forget_cached (c->fd);
   if (r == 0)
     r = fd_size (c->fd, &c->length_bytes);
   image_file_init (&c->metadata, c->fd);

@@ -3,7 +3,6 @@
 #include <config.h>
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -67,21 +66,6 @@ has_name (const struct disk *disk, const char *path)
          same_file (&named, &opened);
 }
 
-/* Who had the file before us may have failed to sync its bitmap, or a new
- * size.  The kernel takes the pages it could not write for clean then: it has
- * in memory what is not on disk, and what no sync will bring there.  So sync
- * what can be, and forget all of it, that what is read is what the disk has.
- */
-static int
-forget_cached (int fd)
-{
-  const int r = fd_sync (fd);
-
-  if (r == 0)
-    posix_fadvise (fd, 0, 0, POSIX_FADV_DONTNEED);
-  return r;
-}
-
 /* How often a file may be replaced while it is opened. */
 #define MAX_OPENS 10
 
@@ -113,7 +97,7 @@ open_metadata (struct disk *disk, const struct disk_options *options)
   /* Not before it is known to be a metadata file, which is small; but what was
    * read may not be on disk.
    */
-  r = forget_cached (disk->metadata_fd);
+  r = metadata_forget_cached (disk->metadata_fd);
   return r ? r : metadata_read_header (disk->metadata_fd, &disk->header);
 }
 

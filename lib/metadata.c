@@ -68,6 +68,16 @@ metadata_read_header (int fd, struct header *header)
 }
 
 int
+metadata_forget_cached (int fd)
+{
+  const int r = fd_sync (fd);
+
+  if (r == 0)
+    posix_fadvise (fd, 0, 0, POSIX_FADV_DONTNEED);
+  return r;
+}
+
+int
 metadata_write_hints (int fd, const struct header *header)
 {
   const size_t name = strlen (header->backing_file) + 1;

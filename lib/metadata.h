@@ -23,6 +23,14 @@ int metadata_open (const char *file_name, bool writable, int *fd);
  */
 int metadata_read_header (int fd, struct header *header);
 
+/* Let the system forget what it has in memory of FD, that what is read is what
+ * the disk has.  Who had the file before may have failed to sync it: the
+ * system takes what it could not write for written then, and no sync will
+ * bring it to the disk.  So this is done before anything is read that will be
+ * relied on.  Returns 0 or an errno of a sync that comes first.  Blocks.
+ */
+int metadata_forget_cached (int fd);
+
 /* Write the hints in *HEADER, in which nothing else was changed, to FD, and
  * sync it.  When the power goes, a part of them may be new and a part old.
  * Returns 0 or an errno.  May block.

@@ -62,8 +62,9 @@ truncate -s $full vm.add-cow
 cp vm.add-cow good.add-cow
 mend_each
 cat > "$tmp/want" <<'CALLS'
-1 ftruncate
-2 fdatasync
+1 fdatasync
+2 ftruncate
+3 fdatasync
 CALLS
 cut -d' ' -f1,2 "$tmp/crash-calls" | diff - "$tmp/want"
 
@@ -75,10 +76,11 @@ truncate -s 1M vm.add-cow
 cp --sparse=always vm.add-cow bad.add-cow
 mend_each
 cat > "$tmp/want" <<'CALLS'
-1 pwrite
-1 half pwrite
-2 ftruncate
-3 fdatasync
+1 fdatasync
+2 pwrite
+2 half pwrite
+3 ftruncate
+4 fdatasync
 CALLS
 sed 's, [^ ]*/.*,,' "$tmp/crash-calls" | diff - "$tmp/want"
 
@@ -91,12 +93,13 @@ cp vm.add-cow bad.add-cow
 mv good good.add-cow
 mend_each
 cat > "$tmp/want" <<'CALLS'
-1 pwrite
-1 half pwrite
-2 fdatasync
-3 pwrite
-3 half pwrite
-4 fdatasync
+1 fdatasync
+2 pwrite
+2 half pwrite
+3 fdatasync
+4 pwrite
+4 half pwrite
+5 fdatasync
 CALLS
 sed 's, [^ ]*/.*,,' "$tmp/crash-calls" | diff - "$tmp/want"
 cp bad.add-cow vm.add-cow
