@@ -15,6 +15,7 @@
 #include "common.h"
 #include "format.h"
 #include "map.h"
+#include "sparse.h"
 
 #define PAGE_BYTES 4096
 #define PAGE_BITS (PAGE_BYTES * 8)
@@ -75,6 +76,11 @@ struct map {
   uint64_t nr_dirty;
 
   _Atomic bool synced; /* see map_synced */
+
+  /* Bits that were found in the file may not be what the system writes to
+   * the disk: see write_found.  Of who commits.
+   */
+  bool found_lost;
 
   /* Pages that are dirty or frozen.  Changed under lock, read without. */
   _Atomic uint64_t nr_uncommitted;
@@ -825,6 +831,69 @@ write_run (struct map *map, uint64_t begin, uint64_t end)
                                     to - from, from, 0);
 }
 
+/* How much of what was found is written at once. */
+#define FOUND_BYTES (16 * PAGE_BYTES)
+
+/* Write bytes [BEGIN, END) of the bitmap, FOUND_BYTES at most, as they are in
+ * the file.  What is all zero there need not be.
+ */
+static int
+write_found_part (struct map *map, char *buf, uint64_t begin, uint64_t end)
+{
+  int r = map->metadata->ops->read (map->metadata, buf, end - begin, begin);
+
+  if (r || sparse_is_zero (buf, end - begin))
+    return r;
+  return map->metadata->ops->write (map->metadata, buf, end - begin, begin, 0);
+}
+
+/* The metadata file was not synced by who was killed, and to sync it has
+ * failed: the system takes the bits that were found in it for written, which
+ * they may not be.  Nobody knows which ones those are, so all are written
+ * again.  It is the commit that writes to the file, and nobody else.
+ */
+static int
+write_found (struct map *map)
+{
+  CLEANUP_FREE char *buf = malloc (FOUND_BYTES);
+  uint64_t offset = FORMAT_HEADER_BYTES;
+  int r = 0;
+
+  if (buf == NULL)
+    return ENOMEM;
+  while (r == 0 && offset < map->end_byte) {
+    struct first_extent e = { .count = 0 };
+    uint64_t n;
+
+    r = map->metadata->ops->extents (map->metadata, map->end_byte - offset,
+                                     offset, keep_first_extent, &e);
+    if (r > 0)
+      break;
+    r = 0;
+    n = MIN (e.count, map->end_byte - offset);
+    if (!(e.type & EXTENT_ZERO)) {
+      n = MIN (n, FOUND_BYTES - offset % FOUND_BYTES);
+      r = write_found_part (map, buf, offset, offset + n);
+    }
+    offset += n;
+  }
+  return r;
+}
+
+static int
+sync_metadata (struct map *map)
+{
+  int r = map->metadata->ops->flush (map->metadata);
+
+  if (r) {
+    map->found_lost = !map_synced (map);
+    return r;
+  }
+  map->found_lost = false;
+  atomic_store_explicit (&map->synced, true, memory_order_release);
+  return 0;
+}
+
 int
 map_write_frozen (struct map *map)
 {
@@ -833,6 +902,11 @@ map_write_frozen (struct map *map)
 
   if (map->nr_frozen == 0 && map_synced (map))
     return 0;
+  if (map->found_lost) {
+    r = write_found (map);
+    if (r)
+      return r;
+  }
   for (begin = 0; begin < map->nr_frozen; begin = end) {
     for (end = begin + 1; end < map->nr_frozen; end++)
       if (map->frozen[end]->index != map->frozen[end - 1]->index + 1)
@@ -841,10 +915,7 @@ map_write_frozen (struct map *map)
     if (r)
       return r;
   }
-  r = map->metadata->ops->flush (map->metadata);
-  if (r == 0)
-    atomic_store_explicit (&map->synced, true, memory_order_release);
-  return r;
+  return sync_metadata (map);
 }
 
 static void

@@ -48,7 +48,9 @@
  * one of such a copy, whose data is durable; a page written in part has
  * old and new bits, all of them true.  After a failed commit the pages
  * are dirty again and the next one writes them whole, for the kernel may
- * have dropped them.
+ * have dropped them.  If no sync has succeeded since the file was opened,
+ * the next one also writes again what was found in it, which a server that
+ * was killed may have left to be synced.
  */
 
 #ifndef ADDCOW_MAP_H

@@ -1054,6 +1054,7 @@ test_failed_commit (void)
 
   for (i = 0; i < ARRAY_SIZE (cases); i++) {
     begin (8, 8 * SECTOR);
+    flush (); /* bits that were found are another matter */
     write_to (SECTOR, SECTOR, 1);
     sim_fail (&cases[i].file->port, cases[i].op, 1, cases[i].err, 1);
     MUST_FAIL (cases[i].part, cases[i].err, FLUSH);
@@ -1535,21 +1536,22 @@ test_many_pages_tell_nothing (void)
  * not depend on bits that are not.
  */
 static void
-test_bits_of_a_killed_server (bool fua, bool same_sector)
+begin_after_a_killed_server (void)
 {
-  const uint64_t sector = same_sector ? 1 : 2;
-  unsigned i;
-
   begin (8, 8 * SECTOR);
   metadata_store.track = image_store.track = true;
   sim_store_put (&metadata_store, "h", 1, 0);
   CHECK_EQ (metadata.image.ops->write (&metadata.image, "\6", 1,
                                        FORMAT_HEADER_BYTES, 0),
             0);
-  MUST (WRITE, .offset = sector * SECTOR, .count = SECTOR, .byte = 5,
-        .flags = fua ? IMAGE_FUA : 0);
-  if (!fua)
-    flush ();
+}
+
+/* Whatever is on the disks, SECTOR has its bit, and all bytes VALUE. */
+static void
+check_durable (uint64_t sector, int value)
+{
+  unsigned i;
+
   for (i = 0; i < 20; i++) {
     struct rng rng = { i };
     struct sim_world after_world;
@@ -1558,13 +1560,26 @@ test_bits_of_a_killed_server (bool fua, bool same_sector)
     sim_world_init (&after_world);
     sim_store_crash (&image_after, &after_world, &image_store, &rng);
     sim_store_crash (&metadata_after, &after_world, &metadata_store, &rng);
-    CHECK_EQ (sim_store_byte (&image_after, sector * SECTOR), 5);
+    CHECK_EQ (sim_store_byte (&image_after, sector * SECTOR), value);
     CHECK (sim_store_byte (&metadata_after, FORMAT_HEADER_BYTES) &
            1u << sector);
     sim_store_clear (&image_after);
     sim_store_clear (&metadata_after);
     sim_world_clear (&after_world);
   }
+}
+
+static void
+test_bits_of_a_killed_server (bool fua, bool same_sector)
+{
+  const uint64_t sector = same_sector ? 1 : 2;
+
+  begin_after_a_killed_server ();
+  MUST (WRITE, .offset = sector * SECTOR, .count = SECTOR, .byte = 5,
+        .flags = fua ? IMAGE_FUA : 0);
+  if (!fua)
+    flush ();
+  check_durable (sector, 5);
 
   /* From then on they are known to be. */
   sim_log_clear (&world);
@@ -1572,6 +1587,78 @@ test_bits_of_a_killed_server (bool fua, bool same_sector)
   flush ();
   MUST (WRITE, .offset = SECTOR, .count = 1, .flags = IMAGE_FUA);
   CHECK_EQ (world.nr_events, 3);
+  end ();
+}
+
+/* The same, but the first sync fails, and after it the system takes what it
+ * did not write for written: also the bits that were found, which are in no
+ * page that is uncommitted.
+ */
+static void
+test_found_bits_are_forgotten (bool other_bits)
+{
+  begin_after_a_killed_server ();
+  metadata_store.forgets = true;
+  write_to (2 * SECTOR, SECTOR, 5);
+  if (other_bits)
+    write_to (4 * SECTOR, SECTOR, 6);
+  sim_fail (&metadata.port, SIM_FLUSH, 1, EIO, 1);
+  MUST_FAIL (FAULT_METADATA, EIO, FLUSH);
+  MUST_FAIL (FAULT_METADATA, EIO, FLUSH);
+
+  /* Nor is it enough to try: they must be written. */
+  sim_fail (&metadata.port, SIM_WRITE, 1, ENOSPC, 0);
+  MUST_FAIL (FAULT_METADATA, ENOSPC, FLUSH);
+  sim_fail (&metadata.port, SIM_READ, 1, EIO, 0);
+  MUST_FAIL (FAULT_METADATA, EIO, FLUSH);
+  flush ();
+  check_durable (2, 5);
+  if (other_bits)
+    check_durable (4, 6);
+  CHECK_EQ (sim_store_byte (&metadata_store, 0), 'h');
+
+  /* Once is enough. */
+  sim_log_clear (&world);
+  write_to (6 * SECTOR, SECTOR, 7);
+  flush ();
+  CHECK_EQ (sim_log_count (&world, &metadata.port, SIM_WRITE), 1);
+  CHECK_EQ (sim_log_count (&world, &metadata.port, SIM_FLUSH), 1);
+  check_durable (6, 7);
+  end ();
+}
+
+/* They are in pages that nobody has asked for, too; and what is a hole, or
+ * zero, is left as it is.
+ */
+static void
+test_found_bits_far_away (void)
+{
+  const uint64_t far = FORMAT_HEADER_BYTES + 200 * 1024;
+
+  begin (8 * 1024 * 1024, 8 * SECTOR);
+  metadata_store.track = metadata_store.forgets = true;
+  metadata_store.knows_holes = true;
+  sim_store_put (&metadata_store, "h", 1, 0);
+  CHECK_EQ (metadata.image.ops->write (&metadata.image, "\1", 1, far, 0), 0);
+  sim_fail (&metadata.port, SIM_FLUSH, 1, EIO, 0);
+  MUST_FAIL (FAULT_METADATA, EIO, FLUSH);
+  sim_log_clear (&world);
+  flush ();
+  CHECK (sim_log_count (&world, &metadata.port, SIM_READ) <= 2);
+  CHECK_EQ (sim_log_count (&world, &metadata.port, SIM_WRITE), 1);
+  CHECK (sim_log_get (&world, &metadata.port, SIM_WRITE, 0).count <= 65536);
+  CHECK (!sim_store_is_data (&metadata_store, FORMAT_HEADER_BYTES + 8192));
+  {
+    struct rng rng = { 1 };
+    struct sim_world after_world;
+    struct sim_store after;
+
+    sim_world_init (&after_world);
+    sim_store_crash (&after, &after_world, &metadata_store, &rng);
+    CHECK_EQ (sim_store_byte (&after, far), 1);
+    sim_store_clear (&after);
+    sim_world_clear (&after_world);
+  }
   end ();
 }
 
@@ -3354,5 +3441,8 @@ main (void)
   test_bits_of_a_killed_server (false, false);
   test_bits_of_a_killed_server (true, true);
   test_bits_of_a_killed_server (true, false);
+  test_found_bits_are_forgotten (false);
+  test_found_bits_are_forgotten (true);
+  test_found_bits_far_away ();
   return 0;
 }
