@@ -220,16 +220,50 @@ completed_locked (void *opaque, int *error)
   return 1;
 }
 
-/* libnbd counts too, but tells only who asks for a completed command. */
+/* What comes in order is known by how much it is.  From the first chunk on
+ * that is not in order, remember each byte: one that comes twice must not count
+ * for another that does not come, in whose place there would be what was in
+ * memory before.
+ */
+static int
+see_out_of_order_locked (struct nbd_request *r, size_t begin, size_t count)
+{
+  size_t i;
+
+  if (r->seen == NULL) {
+    r->seen = calloc (r->count, sizeof r->seen[0]);
+    if (r->seen == NULL)
+      return ENOMEM;
+    memset (r->seen, true, r->nr_seen);
+  }
+  for (i = begin; i < begin + count; i++) {
+    r->nr_seen += !r->seen[i];
+    r->seen[i] = true;
+  }
+  return 0;
+}
+
+/* libnbd counts too, but tells only who asks for a completed command.  It has
+ * seen that the chunk lies within what was asked for.
+ */
 static int
 chunk_locked (void *opaque, const void *data UNUSED, size_t count,
-              uint64_t offset UNUSED, unsigned status, int *error UNUSED)
+              uint64_t offset, unsigned status, int *error)
 {
   struct nbd_request *r = opaque;
+  const size_t begin = offset - r->offset;
+  int err;
 
-  if (status != LIBNBD_READ_ERROR)
+  if (status == LIBNBD_READ_ERROR)
+    return 0;
+  if (r->seen == NULL && begin == r->nr_seen) {
     r->nr_seen += count;
-  return 0;
+    return 0;
+  }
+  err = see_out_of_order_locked (r, begin, count);
+  if (err)
+    *error = err;
+  return err ? -1 : 0;
 }
 
 static int
@@ -269,6 +303,8 @@ send_locked (struct nbd_client *c, struct nbd_request *r)
   switch (r->type) {
   case NBD_REQUEST_READ:
     r->nr_seen = 0;
+    free (r->seen);
+    r->seen = NULL;
     return nbd_aio_pread_structured (c->nbd, r->buf, r->count, r->offset, chunk,
                                      completed, 0);
   case NBD_REQUEST_EXTENTS:
@@ -546,6 +582,7 @@ nbd_client_wait (struct nbd_request *r)
       timed = !expire (r);
   } while (status == -1 || !r->is_over);
   sem_destroy (&r->over);
+  free (r->seen);
   return r->err;
 }
 

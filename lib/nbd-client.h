@@ -158,7 +158,8 @@ struct nbd_request {
   struct nbd_request *prev, *next; /* in the list of that state */
   bool expired;                    /* waited too long, in flight */
 
-  size_t nr_seen;    /* bytes that were read */
+  size_t nr_seen;    /* bytes that were read: the first ones, unless: */
+  bool *seen;        /* which ones, or NULL */
   uint32_t *extents; /* pairs of length and type, or NULL */
   size_t nr_extents; /* numbers in it */
 

@@ -303,6 +303,9 @@ answer_read (struct connection *c, const struct request *r)
   if (c->how.leaves_out)
     return (r->count == 1 || put_data (c, r, false, r->count - 1, r->offset)) &&
            put_chunk (c, r, true, CHUNK_NONE, &none, 0);
+  if (c->how.repeats)
+    return put_data (c, r, false, r->count - half, r->offset) &&
+           put_data (c, r, true, half, r->offset);
   if (!c->how.shuffles || c->how.simple || half == 0)
     return put_data (c, r, true, r->count, r->offset);
   return put_data (c, r, false, r->count - half, r->offset + half) &&

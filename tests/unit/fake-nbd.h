@@ -29,6 +29,7 @@ struct fake_nbd_how {
   bool hates_cache;          /* closes the connection for it */
   bool mute;                 /* answers no request */
   bool leaves_out;           /* the last byte of each read */
+  bool repeats;              /* the first half of each, in place of the other */
   bool crumbles;             /* extents of one byte, as many as may be sent */
   uint32_t read_error, extents_error; /* in each answer; 0: none */
   int64_t max_sent; /* on one connection, which is closed then; -1: no end */

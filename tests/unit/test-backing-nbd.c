@@ -309,7 +309,7 @@ test_errors (uint64_t seed)
   close_disk (&disk);
 }
 
-/* An answer without all that was asked for is none. */
+/* An answer without all that was asked for is none, however much it is. */
 static void
 test_left_out (uint64_t seed)
 {
@@ -322,6 +322,12 @@ test_left_out (uint64_t seed)
   fake_nbd_change (&disk.server, &how);
   CHECK_EQ (read_disk (&disk, 1, 5000), EIO);
   CHECK_EQ (read_disk (&disk, 5000, 70000), EIO);
+  CHECK_EQ (read_disk (&disk, 5000000, 1), EIO);
+  how.leaves_out = false;
+  how.repeats = true;
+  fake_nbd_change (&disk.server, &how);
+  CHECK_EQ (read_disk (&disk, 2, 5000), EIO);
+  CHECK_EQ (read_disk (&disk, 5001, 70000), EIO);
   CHECK_EQ (read_disk (&disk, 5000000, 1), EIO);
   fake_nbd_change (&disk.server, &disk.how);
   read_in_parallel (&disk, seed, 10);
