@@ -81,8 +81,8 @@ has_key (json_object *object, const char *key)
   return json_object_object_get_ex (object, key, NULL);
 }
 
-static int
-parse (const char *text, bool *names)
+int
+qemu_info_parse (const char *text, bool *names)
 {
   json_object *top = json_tokener_parse (text);
   json_object *specific, *data;
@@ -114,5 +114,5 @@ qemu_info_names_files (const char *name, int fd, bool *names)
   text = read_all (out_fd);
   if (!succeeded (pid))
     return EIO;
-  return text ? parse (text, names) : ENOMEM;
+  return text ? qemu_info_parse (text, names) : ENOMEM;
 }

@@ -16,4 +16,7 @@
  */
 int qemu_info_names_files (const char *name, int fd, bool *names);
 
+/* The same from TEXT, what it printed, into *NAMES.  Returns 0 or EIO. */
+int qemu_info_parse (const char *text, bool *names);
+
 #endif /* ADDCOW_QEMU_INFO_H */
