@@ -36,7 +36,8 @@
 #define CHUNK_SLOTS 512
 
 /* The second level of the table.  Made when one of its pages is first
- * looked at, never freed before the map.
+ * looked at, never freed before the map.  Where the file is a hole there is
+ * one for all, whose pages are zeroes, until a page is to be set.
  */
 struct chunk {
   struct chunk *next; /* in map->all_chunks */
@@ -68,8 +69,11 @@ struct map {
   uint64_t nr_pages;
   bool can_give_back; /* a page here is one of the kernel's */
 
+  bool forgets_holes; /* see MAX_KEPT_CHUNKS */
+
   pthread_mutex_t lock; /* see map.h */
   struct chunk *all_chunks;
+  struct chunk *hole; /* the one for all, or NULL: none was needed yet */
   struct slab *slabs;
   struct page *free;
   struct page *dirty;
@@ -127,6 +131,11 @@ free_frozen (struct map *map)
   map->nr_frozen = map->nr_frozen_words = 0;
 }
 
+/* In a table of more than this, 64 MiB for a disk of 64 PiB, it is not kept
+ * where holes are: to look around in one that somebody made up would fill it.
+ */
+#define MAX_KEPT_CHUNKS (UINT64_C (1) << 23)
+
 int
 map_open (struct map **ret, struct image *metadata, uint64_t size_bytes)
 {
@@ -143,6 +152,7 @@ map_open (struct map **ret, struct image *metadata, uint64_t size_bytes)
   map->end_bit = FIRST_BIT + size_bytes / FORMAT_SECTOR_BYTES;
   map->end_byte = end_byte;
   map->nr_pages = nr_pages;
+  map->forgets_holes = nr_chunks > MAX_KEPT_CHUNKS;
   map->can_give_back = sysconf (_SC_PAGESIZE) == PAGE_BYTES;
   pthread_mutex_init (&map->lock, NULL);
   *ret = map;
@@ -204,21 +214,56 @@ slot_page (uintptr_t slot)
   return slot >= SLOT_FIRST_ADDRESS ? (struct page *) slot : NULL;
 }
 
-/* Caller holds map->lock.  Returns 0 or ENOMEM. */
+/* A chunk whose pages are SLOT, or NULL.  Caller holds map->lock. */
+static struct chunk *
+chunk_new_locked (struct map *map, uintptr_t slot)
+{
+  struct chunk *chunk = calloc (1, sizeof *chunk);
+  unsigned i;
+
+  if (chunk == NULL)
+    return NULL;
+  for (i = 0; i < CHUNK_SLOTS; i++)
+    atomic_init (&chunk->slots[i], slot);
+  chunk->next = map->all_chunks;
+  map->all_chunks = chunk;
+  return chunk;
+}
+
+/* Let the chunk of page INDEX be there, and be its own.  Who looks meanwhile
+ * may find zeroes in the one for all, as before.  Caller holds map->lock.
+ * Returns 0 or ENOMEM.
+ */
 static int
 chunk_make_locked (struct map *map, uint64_t index)
 {
   _Atomic (struct chunk *) *where = &map->chunks[index / CHUNK_SLOTS];
-  struct chunk *chunk;
+  struct chunk *chunk = atomic_load_explicit (where, memory_order_relaxed);
+
+  if (chunk && chunk != map->hole)
+    return 0;
+  chunk = chunk_new_locked (map, chunk ? SLOT_ZEROES : SLOT_UNKNOWN);
+  if (chunk == NULL)
+    return ENOMEM;
+  atomic_store_explicit (where, chunk, memory_order_release);
+  return 0;
+}
+
+/* The file is a hole in all of the chunk of page INDEX.  Caller holds
+ * map->lock.  Returns 0 or ENOMEM.
+ */
+static int
+chunk_hole_locked (struct map *map, uint64_t index)
+{
+  _Atomic (struct chunk *) *where = &map->chunks[index / CHUNK_SLOTS];
 
   if (atomic_load_explicit (where, memory_order_relaxed))
     return 0;
-  chunk = calloc (1, sizeof *chunk);
-  if (chunk == NULL)
+  if (map->hole == NULL)
+    map->hole = chunk_new_locked (map, SLOT_ZEROES);
+  if (map->hole == NULL)
     return ENOMEM;
-  chunk->next = map->all_chunks;
-  map->all_chunks = chunk;
-  atomic_store_explicit (where, chunk, memory_order_release);
+  atomic_store_explicit (where, map->hole, memory_order_release);
   return 0;
 }
 
@@ -420,6 +465,45 @@ read_pages (struct map *map, uint64_t index, uint64_t limit, uint64_t *words,
   return r;
 }
 
+/* One past the last byte of the chunk of page INDEX. */
+static uint64_t
+chunk_end_byte (const struct map *map, uint64_t index)
+{
+  return MIN ((index / CHUNK_SLOTS + 1) * CHUNK_SLOTS * PAGE_BYTES,
+              map->end_byte);
+}
+
+/* If nothing is known of the chunk of page INDEX, and the file is a hole in
+ * all of it, *IS_HOLE is true.
+ */
+static int
+chunk_look (struct map *map, uint64_t index, bool *is_hole)
+{
+  const uint64_t begin = (index - index % CHUNK_SLOTS) * PAGE_BYTES;
+  const uint64_t end = chunk_end_byte (map, index);
+  struct first_extent e = { 0 };
+  int r;
+
+  *is_hole = false;
+  if (atomic_load_explicit (&map->chunks[index / CHUNK_SLOTS],
+                            memory_order_acquire))
+    return 0;
+  r = map->metadata->ops->extents (map->metadata, end - begin, begin,
+                                   keep_first_extent, &e);
+  if (r > 0)
+    return r;
+  *is_hole = (e.type & EXTENT_ZERO) && e.count >= end - begin;
+  return 0;
+}
+
+static int
+chunk_set_hole (struct map *map, uint64_t index)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
+
+  return chunk_hole_locked (map, index);
+}
+
 /* Find out what page INDEX is, and some of those behind it.
  *
  * What is read while no lock is held cannot be out of date: nobody sets
@@ -429,9 +513,7 @@ static int
 page_load (struct map *map, uint64_t index)
 {
   const uint64_t begin = index * PAGE_BYTES;
-  const uint64_t chunk_end = (index / CHUNK_SLOTS + 1) * CHUNK_SLOTS *
-                             PAGE_BYTES;
-  const uint64_t limit = MIN (chunk_end, map->end_byte);
+  const uint64_t limit = chunk_end_byte (map, index);
   struct first_extent e = { 0 };
   CLEANUP_FREE uint64_t *words = NULL;
   uint64_t n = 0, i;
@@ -465,6 +547,21 @@ page_load (struct map *map, uint64_t index)
   for (i = 0; i < n && r == 0; i++)
     r = page_install_locked (map, index + i, words + i * PAGE_WORDS);
   return r;
+}
+
+/* The same for who only looks: *IS_ZEROES is true if it is found out without
+ * keeping it.
+ */
+static int
+page_look (struct map *map, uint64_t index, bool *is_zeroes)
+{
+  bool is_hole;
+  int r = chunk_look (map, index, &is_hole);
+
+  *is_zeroes = r == 0 && is_hole && map->forgets_holes;
+  if (r || *is_zeroes)
+    return r;
+  return is_hole ? chunk_set_hole (map, index) : page_load (map, index);
 }
 
 /*--- Looking up. ------------------------------------------------------*/
@@ -510,13 +607,15 @@ page_run (struct map *map, uint64_t index, unsigned first, unsigned max,
     const uintptr_t slot = slot_load (map, index);
     struct page *page = slot_page (slot);
     uint64_t generation;
+    bool is_zeroes = false;
     int r;
 
     if (slot == SLOT_UNKNOWN) {
-      r = page_load (map, index);
+      r = page_look (map, index, &is_zeroes);
       if (r)
         return r;
-      continue;
+      if (!is_zeroes)
+        continue;
     }
     if (page == NULL) {
       *value = slot == SLOT_ONES;
@@ -587,6 +686,9 @@ page_prepare (struct map *map, uint64_t index)
     ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
     if (slot_load (map, index) != SLOT_ZEROES)
       continue;
+    r = chunk_make_locked (map, index);
+    if (r)
+      return r;
     page = page_alloc_locked (map);
     if (page == NULL)
       return ENOMEM;

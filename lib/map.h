@@ -15,9 +15,10 @@
  *
  * Pages are looked at when a bit in them is first asked for.  Holes of
  * the file are found with SEEK_DATA and are zeroes, nothing is read for
- * them.  A page that becomes all ones gives its memory back once that is
- * on disk.  So opening costs the same for every size, and memory goes by
- * what is in use and mixed.
+ * them, and where there is nothing else they take next to no memory,
+ * wherever they are asked for.  A page that becomes all ones gives its
+ * memory back once that is on disk.  So opening costs the same for every
+ * size, and memory goes by what is in use and mixed.
  *
  * Bits go from 0 to 1 only.
  *

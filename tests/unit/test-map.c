@@ -93,6 +93,18 @@ __wrap_malloc (size_t count)
   return __real_malloc (count);
 }
 
+static _Atomic size_t nr_allocated; /* bytes */
+
+void *__real_calloc (size_t, size_t);
+void *__wrap_calloc (size_t, size_t);
+
+void *
+__wrap_calloc (size_t n, size_t size)
+{
+  nr_allocated += n * size;
+  return __real_calloc (n, size);
+}
+
 /*--- A map over a simulated file. -------------------------------------*/
 
 static struct sim_world world;
@@ -618,6 +630,64 @@ test_large (void)
   CHECK_EQ (run, 1001);
   CHECK (sim_log_count (&world, NULL, SIM_READ) < 10);
   end ();
+}
+
+/* A file that is one hole but for its header. */
+
+static uint64_t nothing_bytes;
+
+static int
+nothing_read (struct image *image UNUSED, void *buf, size_t count,
+              uint64_t offset UNUSED)
+{
+  memset (buf, 0, count);
+  return 0;
+}
+
+static int
+nothing_extents (struct image *image UNUSED, uint64_t count, uint64_t offset,
+                 extent_fn *fn, void *opaque)
+{
+  CHECK (offset + count <= nothing_bytes);
+  return offset < HEADER
+             ? fn (opaque, MIN (count, PAGE_BYTES - offset % PAGE_BYTES), 0)
+             : fn (opaque, count, EXTENT_HOLE | EXTENT_ZERO);
+}
+
+/* To look around in holes takes no memory for each, nor to set something in
+ * one of them for the others; whatever the size.
+ */
+static void
+test_memory_of_holes (uint64_t size_bytes, struct rng *rng)
+{
+  static const struct image_ops ops = {
+    .read = nothing_read,
+    .extents = nothing_extents,
+  };
+  struct image file = { .ops = &ops };
+  const uint64_t nr_sectors = size_bytes / SECTOR;
+  const uint64_t there = rng_below (rng, nr_sectors - 1);
+  size_t allocated, mapped;
+  unsigned i;
+
+  nothing_bytes = format_file_bytes (size_bytes);
+  CHECK_EQ (map_open (&map, &file, size_bytes), 0);
+  allocated = nr_allocated;
+  mapped = nr_mapped;
+  for (i = 0; i < 10000; i++) {
+    const uint64_t sector = rng_below (rng, nr_sectors);
+
+    if (i == 5000) {
+      CHECK_EQ (map_prepare (map, there, 1), 0);
+      map_set (map, there, 1);
+    }
+    CHECK (get (there) == (i >= 5000));
+    CHECK (!get (there + 1));
+    CHECK (sector == there || !get (sector));
+  }
+  CHECK (nr_allocated - allocated < 100000);
+  CHECK (nr_mapped - mapped < 1000000);
+  map_close (map);
 }
 
 static void
@@ -1181,6 +1251,10 @@ main (int argc, char *argv[])
   test_holes ();
   test_only_sectors_count ();
   test_large ();
+  test_memory_of_holes (UINT64_C (1) << 30, &rng);
+  test_memory_of_holes (UINT64_C (1) << 44, &rng);
+  test_memory_of_holes (UINT64_C (1) << 50, &rng);
+  test_memory_of_holes ((UINT64_C (1) << 57) + SECTOR, &rng);
   test_load_error ();
   test_unreadable_page ();
   test_load_at_end_of_chunk ();
