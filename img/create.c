@@ -3,8 +3,8 @@
  * addcow-img create: a metadata file, and its image where it is missing.
  *
  * Everything is looked at before anything is made.  The image comes
- * first, so that there is never a metadata file without one; if the
- * metadata file then fails, an image that was made is removed again.
+ * first, and is durable, so that there is never a metadata file without one;
+ * if the metadata file then fails, an image that was made is removed again.
  */
 
 #include <config.h>
@@ -303,6 +303,26 @@ check_image (struct create *c, bool *missing)
   return r ? img_file_error (c->image_path, r) : EXIT_SUCCESS;
 }
 
+/* Whoever made the image that is there may not have synced it, and without it
+ * the overlay is none.  The name of a device, and of what lies in a folder that
+ * we may not read, is not ours to sync.
+ */
+static int
+sync_image (const struct create *c)
+{
+  struct stat st;
+  int r;
+
+  if (c->image_fd == -1)
+    return EXIT_SUCCESS;
+  r = fd_sync_with_times (c->image_fd);
+  if (r == 0 && fstat (c->image_fd, &st) == -1)
+    r = errno;
+  if (r == 0 && S_ISREG (st.st_mode))
+    r = sync_folder (c->image_path);
+  return r && r != EACCES ? img_file_error (c->image_path, r) : EXIT_SUCCESS;
+}
+
 /*--- Making. ----------------------------------------------------------*/
 
 /* Locked before it has its name and while *FILE is open: what can still
@@ -404,6 +424,7 @@ create (struct create *c)
       check_size_and_backing (c) != EXIT_SUCCESS ||
       check_file (c) != EXIT_SUCCESS ||
       check_image (c, &image_missing) != EXIT_SUCCESS ||
+      sync_image (c) != EXIT_SUCCESS ||
       make_files (c, image_missing) != EXIT_SUCCESS)
     return EXIT_FAILURE;
   if (!c->quiet)

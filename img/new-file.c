@@ -89,7 +89,7 @@ give_name (const struct new_file *file, bool replace)
   return errno;
 }
 
-static int
+int
 sync_folder (const char *path)
 {
   CLEANUP_FREE char *folder = NULL;

@@ -28,6 +28,11 @@ struct new_file {
  */
 int lock_replaced (const char *path, int *fd);
 
+/* Make the name that the file PATH has durable: sync its folder, links
+ * followed.  Returns 0 or an errno.  Blocks.
+ */
+int sync_folder (const char *path);
+
 /* Begin a file that will be called PATH.  Returns 0 or an errno;
  * new_file_discard is due in any case.
  */

@@ -43,11 +43,14 @@ renameat2 vm.add-cow 0 1
 fsync t 0 0
 ORDER
 
-# Over a file that is there, and by a name of the longest.
+# Over a file that is there, and by a name of the longest.  Nobody knows whether
+# an image that is there is durable.
 : > "$tmp/log"
 create -q -f -i vm.raw vm.add-cow 1M
 logged | grep -v ^pwrite > "$tmp/order"
 diff "$tmp/order" - <<'ORDER'
+fsync vm.raw 0 0
+fsync t 0 0
 fsync TEMP 0 0
 renameat2 vm.add-cow 0 0
 fsync t 0 0
@@ -73,12 +76,20 @@ for FAULT_ERRNO in 5 28; do
     fails_in_time "vm.raw: $text" create vm.add-cow 1M
     kept
 done
-# The metadata file has replaced what was there: its image must stay.
+# Nor is there an overlay of an image that cannot.
 truncate -s 1M image
+keep
 FAULT_CALL=fsync FAULT_FILE=/t FAULT_ERRNO=5
-fails_in_time "old: Input/output error" create -f -i image old 1M
-addcow-img info old
+fails_in_time "image: Input/output error" create -i image vm.add-cow 1M
+FAULT_FILE=image
+fails_in_time "image: Input/output error" create -i image vm.add-cow 1M
+kept
+# The metadata file has replaced what was there: its image must stay.
 mkdir elsewhere
+truncate -s 1M elsewhere/image
+FAULT_FILE=/t
+fails_in_time "old: Input/output error" create -f -i elsewhere/image old 1M
+addcow-img info old
 fails_in_time "old: Input/output error" create -f -i elsewhere/image.raw old 1M
 [ -e elsewhere/image.raw ]
 # A file system that cannot rename without replacing.
