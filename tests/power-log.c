@@ -38,13 +38,16 @@
 static int log_fd = -1;
 static char folder[PATH_MAX];
 static size_t folder_len;
+static unsigned long sync_us;
 
 __attribute__ ((constructor)) static void
 begin (void)
 {
   const char *log = getenv (POWER_LOG);
   const char *watched = getenv (POWER_FOLDER);
+  const char *us = getenv (POWER_SYNC_US);
 
+  sync_us = us ? strtoul (us, NULL, 10) : 0;
   if (log == NULL || watched == NULL)
     return;
   if (realpath (watched, folder) == NULL)
@@ -338,12 +341,20 @@ fallocate64 (int fd, int mode, off64_t offset, off64_t count)
           NULL, real (fd, mode, offset, count));
 }
 
+static int
+slow_sync (int (*real) (int), int fd)
+{
+  if (sync_us)
+    usleep (sync_us);
+  return real (fd);
+}
+
 EXPORT int
 fsync (int fd)
 {
   REAL (fsync);
 
-  LOGGED (fd, RECORD (.kind = POWER_SYNC), NULL, real (fd));
+  LOGGED (fd, RECORD (.kind = POWER_SYNC), NULL, slow_sync (real, fd));
 }
 
 EXPORT int
@@ -351,7 +362,7 @@ fdatasync (int fd)
 {
   REAL (fdatasync);
 
-  LOGGED (fd, RECORD (.kind = POWER_SYNC), NULL, real (fd));
+  LOGGED (fd, RECORD (.kind = POWER_SYNC), NULL, slow_sync (real, fd));
 }
 
 EXPORT int

@@ -55,6 +55,11 @@
 #define POWER_LOG "POWER_LOG"
 #define POWER_FOLDER "POWER_FOLDER"
 
+/* Optional: how many microseconds a sync takes at least, for files on what
+ * syncs in no time.
+ */
+#define POWER_SYNC_US "POWER_SYNC_US"
+
 enum power_kind {
   /* RESULT: what the call returned (of a POWER_WRITE the bytes that are
    * written), or the negative errno.  FILE is set where it was not known
@@ -81,8 +86,16 @@ enum power_kind {
    */
   POWER_REQUEST,
 
-  /* What somebody found: FILE has the payload at OFFSET.  No POWER_END. */
+  /* What somebody found while no program had the files open: FILE has the
+   * payload at OFFSET.  No POWER_END.
+   */
   POWER_CONTENT,
+
+  /* All programs that logged before are gone; a server that was killed, for
+   * instance.  What then is in the files stands before in POWER_CONTENT.
+   * No POWER_END.
+   */
+  POWER_RESTART,
 };
 
 enum power_op {
