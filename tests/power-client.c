@@ -4,10 +4,13 @@
  * write, zero, trim, read, flush and use FUA at random, and log what they
  * ask for and what is acknowledged, see power-log.h.
  *
- *   power-client [-s SEED] [-n REQUESTS] [-c CONNECTIONS] [-k PID] LOG URI
+ *   power-client [-s SEED] [-n REQUESTS] [-c CONNECTIONS] [-k PID] [-l]
+ *                [-t] LOG URI
  *
- * With -k the process PID is killed after that many requests, while others
- * are under way, and the clients end.  Else each request must succeed.
+ * With -t nothing is trimmed; with -l the last request, when all others are
+ * over, is a flush.  With -k the process PID is killed after that
+ * many requests, while others are under way, and the clients end.  Else each
+ * request must succeed.
  *
  *   power-client -f LOG FILE...
  *
@@ -40,6 +43,7 @@
 static int log_fd;
 static const char *uri;
 static uint64_t seed, nr_wanted = 1000;
+static bool no_trim, flush_last;
 static pid_t victim; /* 0: nobody is killed */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -63,7 +67,7 @@ draw_op (struct rng *rng)
 
   return n < 50   ? POWER_OP_WRITE
          : n < 62 ? POWER_OP_ZERO
-         : n < 72 ? POWER_OP_TRIM
+         : n < 72 ? no_trim ? POWER_OP_ZERO : POWER_OP_TRIM
          : n < 85 ? POWER_OP_READ
                   : POWER_OP_FLUSH;
 }
@@ -245,6 +249,16 @@ client (void *opaque)
 }
 
 static void
+flush_alone (void)
+{
+  struct request rq = { .op = POWER_OP_FLUSH };
+  struct nbd_handle *nbd = connect_to_server ();
+
+  logged (nbd, &rq);
+  nbd_close (nbd);
+}
+
+static void
 run (unsigned nr_connections)
 {
   pthread_t threads[MAX_CONNECTIONS];
@@ -262,6 +276,8 @@ run (unsigned nr_connections)
   for (i = 0; i < nr_connections; i++)
     pthread_join (threads[i], NULL);
   CHECK (nr_done >= nr_wanted);
+  if (flush_last && victim == 0)
+    flush_alone ();
   free (changing);
 }
 
@@ -309,7 +325,7 @@ static void
 usage (void)
 {
   fprintf (stderr, "usage: power-client [-s SEED] [-n REQUESTS] "
-                   "[-c CONNECTIONS] [-k PID] LOG URI\n"
+                   "[-c CONNECTIONS] [-k PID] [-l] [-t] LOG URI\n"
                    "       power-client -f LOG FILE...\n");
   exit (EXIT_FAILURE);
 }
@@ -321,17 +337,21 @@ main (int argc, char *argv[])
   bool found = false;
   int c;
 
-  while ((c = getopt (argc, argv, "c:fk:n:s:")) != -1) {
+  while ((c = getopt (argc, argv, "c:fk:ln:s:t")) != -1) {
     if (c == 'c')
       nr_connections = atoi (optarg);
     else if (c == 'f')
       found = true;
     else if (c == 'k')
       victim = atoi (optarg);
+    else if (c == 'l')
+      flush_last = true;
     else if (c == 'n')
       nr_wanted = strtoull (optarg, NULL, 0);
     else if (c == 's')
       seed = strtoull (optarg, NULL, 0);
+    else if (c == 't')
+      no_trim = true;
     else
       usage ();
   }

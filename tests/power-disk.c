@@ -47,12 +47,6 @@ new_request (struct power_disk *disk, uint64_t first, uint64_t end)
   return disk->nr_requests++;
 }
 
-static content_id
-newest (const struct power_sector *s)
-{
-  return s->nr_later ? s->later[s->nr_later - 1].content : s->durable;
-}
-
 static void
 add_version (struct power_sector *s, content_id content, uint32_t number)
 {
@@ -72,11 +66,13 @@ power_disk_change (struct power_disk *disk, const uint8_t *buf, uint64_t count,
 
   CHECK (count > 0 && end <= disk->nr_sectors);
   while (count > 0) {
-    struct power_sector *s = &disk->sectors[offset / POWER_SECTOR];
+    const uint64_t sector = offset / POWER_SECTOR;
     const unsigned at = offset % POWER_SECTOR;
     const unsigned n = MIN (count, POWER_SECTOR - at);
 
-    add_version (s, content_change (newest (s), at, n, buf), number);
+    add_version (&disk->sectors[sector],
+                 content_change (power_disk_newest (disk, sector), at, n, buf),
+                 number);
     if (buf)
       buf += n;
     offset += n;

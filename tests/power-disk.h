@@ -62,6 +62,15 @@ void power_disk_flushed (struct power_disk *disk, uint64_t covered);
  */
 void power_disk_found (struct power_disk *disk, const content_id *contents);
 
+/* What SECTOR has when nothing fails and no request is under way. */
+static inline content_id
+power_disk_newest (const struct power_disk *disk, uint64_t sector)
+{
+  const struct power_sector *s = &disk->sectors[sector];
+
+  return s->nr_later ? s->later[s->nr_later - 1].content : s->durable;
+}
+
 /* May SECTOR have CONTENT after a power failure now? */
 static inline bool
 power_disk_may (const struct power_disk *disk, uint64_t sector,

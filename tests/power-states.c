@@ -19,7 +19,9 @@
  * The disk of each state is read as addcow(5) says: a sector whose bit is set
  * from the image, any other from the backing file, and zeroes behind its end.
  * It must have what was there at the last flush, or what was asked for
- * later.  Where it has not, that is printed, and the exit status is 2.
+ * later.  When a server was killed, and the power stayed, that holds too; and
+ * where the log ends, the last one has been stopped and nothing is lost at
+ * all.  Where it has not, that is printed, and the exit status is 2.
  *
  * Every EVERY-th state is also written to FOLDER/N, N from 1: the two files,
  * and the disk as "disk".
@@ -365,6 +367,27 @@ apply (const struct power_record *r, uint64_t position)
   }
 }
 
+/* The server was stopped after all that is in the log, and the power did not
+ * fail: the disk has what was written last.
+ */
+static void
+check_stopped (void)
+{
+  struct state state;
+  uint64_t i;
+
+  CHECK_EQ (w.nr_open, 0);
+  state_init (&state);
+  newest_state (&state);
+  check_state (&state, nr_records, "stopped");
+  for (i = 0; i < w.disk.nr_sectors; i++)
+    if (read_sector (&state, i) != power_disk_newest (&w.disk, i)) {
+      lost (&state, i, nr_records, "stopped");
+      exit (STATUS_LOST);
+    }
+  state_clear (&state);
+}
+
 /*--- Building states. -------------------------------------------------*/
 
 static content_id
@@ -566,6 +589,7 @@ run (void)
     if (i < nr_records)
       apply (records[i], i + 1);
   }
+  check_stopped ();
   state_clear (&state);
   free (points);
   CHECK_EQ (nr_done, nr_states);

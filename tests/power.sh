@@ -34,12 +34,16 @@ power_begin ()
     cp -r "$tmp/d" "$tmp/first"
 }
 
-# power_serve PARAMETER...: a server whose every step is logged.
+# power_serve PARAMETER...: a server whose every step is logged; "layers" are
+# those below addcow, "client_options" one word for power-client.
+layers=()
+client_options=
 power_serve ()
 {
     export POWER_LOG=$tmp/log POWER_FOLDER=$tmp/d POWER_SYNC_US=500
     preload=$power_log_lib
-    start_nbdkit sock --filter="$addcow" file addcow="$tmp/d/vm.add-cow" \
+    start_nbdkit sock --filter="$addcow" "${layers[@]}" \
+        file addcow="$tmp/d/vm.add-cow" \
         addcow-commit-interval=1 "$@"
     preload=
     unset POWER_LOG POWER_FOLDER POWER_SYNC_US
@@ -51,7 +55,7 @@ power_killed ()
     local s=$1 n=$2
     shift 2
     power_serve "$@"
-    "${power_time[@]}" "$power_client" -s "$s" -n "$n" -k "$pid" \
+    "${power_time[@]}" "$power_client" $client_options -s "$s" -n "$n" -k "$pid" \
         "$tmp/log" "$uri"
     stop_nbdkit "$pid" KILL
     "$power_client" -f "$tmp/log" "$tmp/d/vm.add-cow" "$tmp/d/vm.raw"
@@ -63,6 +67,6 @@ power_stopped ()
     local s=$1 n=$2
     shift 2
     power_serve "$@"
-    "${power_time[@]}" "$power_client" -s "$s" -n "$n" "$tmp/log" "$uri"
+    "${power_time[@]}" "$power_client" $client_options -s "$s" -n "$n" "$tmp/log" "$uri"
     stop_nbdkit "$pid"
 }
