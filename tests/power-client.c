@@ -5,10 +5,11 @@
  * ask for and what is acknowledged, see power-log.h.
  *
  *   power-client [-s SEED] [-n REQUESTS] [-c CONNECTIONS] [-k PID] [-l]
- *                [-t] LOG URI
+ *                [-t] [-w BYTES] LOG URI
  *
- * With -t nothing is trimmed; with -l the last request, when all others are
- * over, is a flush.  With -k the process PID is killed after that
+ * With -w all is within the first BYTES of the disk, where soon every sector
+ * was written; with -t nothing is trimmed; with -l the last request, when all
+ * others are over, is a flush.  With -k the process PID is killed after that
  * many requests, while others are under way, and the clients end.  Else each
  * request must succeed.
  *
@@ -49,7 +50,8 @@ static pid_t victim; /* 0: nobody is killed */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static uint64_t nr_begun, nr_done; /* requests, under the lock */
 static uint8_t *changing;          /* by sector, under the lock */
-static uint64_t disk_bytes;
+static uint64_t disk_bytes;        /* so much of it is used */
+static uint64_t window_bytes = UINT64_MAX;
 
 struct request {
   enum power_op op;
@@ -266,6 +268,8 @@ run (unsigned nr_connections)
   unsigned i;
 
   disk_bytes = nbd_get_size (nbd);
+  if (disk_bytes > window_bytes)
+    disk_bytes = window_bytes;
   nbd_close (nbd);
   changing = calloc (disk_bytes / SECTOR, 1);
   CHECK (changing);
@@ -325,7 +329,7 @@ static void
 usage (void)
 {
   fprintf (stderr, "usage: power-client [-s SEED] [-n REQUESTS] "
-                   "[-c CONNECTIONS] [-k PID] [-l] [-t] LOG URI\n"
+                   "[-c CONNECTIONS] [-k PID] [-l] [-t] [-w BYTES] LOG URI\n"
                    "       power-client -f LOG FILE...\n");
   exit (EXIT_FAILURE);
 }
@@ -337,7 +341,7 @@ main (int argc, char *argv[])
   bool found = false;
   int c;
 
-  while ((c = getopt (argc, argv, "c:fk:ln:s:t")) != -1) {
+  while ((c = getopt (argc, argv, "c:fk:ln:s:tw:")) != -1) {
     if (c == 'c')
       nr_connections = atoi (optarg);
     else if (c == 'f')
@@ -352,6 +356,8 @@ main (int argc, char *argv[])
       seed = strtoull (optarg, NULL, 0);
     else if (c == 't')
       no_trim = true;
+    else if (c == 'w')
+      window_bytes = strtoull (optarg, NULL, 0);
     else
       usage ();
   }

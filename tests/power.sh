@@ -35,16 +35,15 @@ power_begin ()
 }
 
 # power_serve PARAMETER...: a server whose every step is logged; "layers" are
-# those below addcow, "client_options" one word for power-client.
+# those below addcow, "client_options" those of power-client.
 layers=()
-client_options=
+client_options=()
 power_serve ()
 {
     export POWER_LOG=$tmp/log POWER_FOLDER=$tmp/d POWER_SYNC_US=500
     preload=$power_log_lib
     start_nbdkit sock --filter="$addcow" "${layers[@]}" \
-        file addcow="$tmp/d/vm.add-cow" \
-        addcow-commit-interval=1 "$@"
+        file addcow="$tmp/d/vm.add-cow" "$@"
     preload=
     unset POWER_LOG POWER_FOLDER POWER_SYNC_US
 }
@@ -55,7 +54,7 @@ power_killed ()
     local s=$1 n=$2
     shift 2
     power_serve "$@"
-    "${power_time[@]}" "$power_client" $client_options -s "$s" -n "$n" -k "$pid" \
+    "${power_time[@]}" "$power_client" "${client_options[@]}" -s "$s" -n "$n" -k "$pid" \
         "$tmp/log" "$uri"
     stop_nbdkit "$pid" KILL
     "$power_client" -f "$tmp/log" "$tmp/d/vm.add-cow" "$tmp/d/vm.raw"
@@ -67,6 +66,6 @@ power_stopped ()
     local s=$1 n=$2
     shift 2
     power_serve "$@"
-    "${power_time[@]}" "$power_client" $client_options -s "$s" -n "$n" "$tmp/log" "$uri"
+    "${power_time[@]}" "$power_client" "${client_options[@]}" -s "$s" -n "$n" "$tmp/log" "$uri"
     stop_nbdkit "$pid"
 }

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 #
 # That test-power.sh finds what it is there to find: filters that are built
-# with one thing wrong in their commit lose data when the power fails.
+# with one thing wrong in their commits and flushes lose data when the power
+# fails.
 #
 # The environment repeats or lengthens it: ADDCOW_SEED, POWER_REQUESTS,
 # POWER_STATES.
@@ -14,8 +15,8 @@ set -x
 source "$abs_srcdir/power.sh"
 
 seed=${ADDCOW_SEED:-$RANDOM$RANDOM}
-requests=${POWER_REQUESTS:-1500}
-states=${POWER_STATES:-1000}
+requests=${POWER_REQUESTS:-800}
+states=${POWER_STATES:-2000}
 echo "seed $seed"
 
 cd "$tmp"
@@ -70,10 +71,8 @@ try ()
     addcow=$tmp/$1.so
     power_new
     power_begin
-    power_killed "$seed" "$requests" addcow-on-read=1 addcow-hydrate=1 \
-        addcow-hydrate-rate=1M
-    power_stopped $((seed + 1)) "$requests" addcow-on-read=1 \
-        addcow-hydrate=1 addcow-hydrate-rate=1M
+    power_killed "$seed" "$requests" "${options[@]}"
+    power_stopped $((seed + 1)) "$requests" "${options[@]}"
     timeout 600 "$power_states" -s "$seed" -n "$states" log \
         first/vm.add-cow first/vm.raw base.img > out || status=$?
     cat out
@@ -88,6 +87,9 @@ loses ()
     [ $status -eq 2 ]
     grep -F "lost: sector" out | head -n 1 | sed "s/^/$1: /" >> results
 }
+
+options=(addcow-commit-interval=1 addcow-on-read=1 addcow-hydrate=1
+         addcow-hydrate-rate=1M)
 
 # How it is built makes no difference.
 build none overlay.c
@@ -136,5 +138,30 @@ build no-sync map.c \
   if (r == 0)"
 loses no-sync
 
+# A flush shares a commit that began before.
+build late-flush overlay.c \
+    "me.wanted = ov->nr_started + 1;" \
+    "me.wanted = ov->nr_started;"
+loses late-flush
+
+# Where mostly there is nothing to commit: FUA is left out,
+options=(addcow-commit-interval=0)
+client_options=(-w 262144)
+build no-fua overlay.c \
+    "  if (*more)
+    flags &= ~IMAGE_FUA;" \
+    "  flags &= ~IMAGE_FUA;"
+loses no-fua
+
+# or flushes are.
+build no-plain-flush overlay.c \
+    "    r = flush_image (ov, image);
+    if (r)
+      outcome.r" \
+    "    r = 0;
+    if (r)
+      outcome.r"
+loses no-plain-flush
+
 cat results
-echo "4 filters that lose data, seed $seed: all found"
+echo "$(wc -l < results) filters that lose data, seed $seed: all found"

@@ -45,22 +45,24 @@ requires fallocate -p -o 0 -l 4K holes
 # kind N: what the server of round N is like, and what it is asked for.
 kind ()
 {
-    options=(addcow-on-read=1 addcow-on-cache=1 addcow-hydrate=1
-             addcow-hydrate-rate=1M)
+    options=(addcow-commit-interval=1 addcow-on-read=1 addcow-on-cache=1
+             addcow-hydrate=1 addcow-hydrate-rate=1M)
     layers=()
-    client_options=
+    client_options=()
     case $(($1 % 6)) in
         0) ;;
         1) layers=(--filter=cache)
            # It keeps what is trimmed, and drops what is not flushed when
            # it is stopped; both is told.
-           client_options=-lt ;;
-        2) options=(addcow-commit-interval=0) ;;
+           client_options=(-l -t) ;;
+        2) options=(addcow-commit-interval=0)
+           # Mostly there is nothing to commit.
+           client_options=(-w 262144) ;;
         3) layers=(--filter=multi-conn --filter=fua)
            # Else that filter takes for flushed what is written while it
            # flushes (1.32).
-           options=(multi-conn-mode=disable multi-conn-track-dirty=off
-                    fuamode=emulate) ;;
+           options=(addcow-commit-interval=1 multi-conn-mode=disable
+                    multi-conn-track-dirty=off fuamode=emulate) ;;
         4) layers=(--filter=noparallel)
            options+=(serialize=requests) ;;
         5) layers=(--filter=fua)
