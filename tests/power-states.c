@@ -6,6 +6,9 @@
  *
  *   power-states [-s SEED] [-n STATES] [-p STATES] [-e EVERY -o FOLDER]
  *                LOG METADATA IMAGE [BACKING]
+ *   power-states -d SECTOR LOG METADATA IMAGE
+ *
+ * The latter prints the records that have to do with a sector of the disk.
  *
  * METADATA and IMAGE are copies of what the two files were when the log
  * began, with their names.  All files are raw.
@@ -595,6 +598,61 @@ run (void)
   CHECK_EQ (nr_done, nr_states);
 }
 
+/*--- What happened to a sector. ---------------------------------------*/
+
+static const char *
+word_for (const struct power_record *r)
+{
+  static const char *kinds[] = {
+    [POWER_WRITE] = "write",     [POWER_ALLOCATE] = "fallocate",
+    [POWER_SYNC] = "sync",       [POWER_CONTENT] = "found",
+    [POWER_RESTART] = "restart", [POWER_WRITE_OUT] = "write out",
+  };
+  static const char *ops[] = {
+    [POWER_OP_READ] = "asked: read",   [POWER_OP_WRITE] = "asked: write",
+    [POWER_OP_ZERO] = "asked: zero",   [POWER_OP_TRIM] = "asked: trim",
+    [POWER_OP_FLUSH] = "asked: flush",
+  };
+
+  if (r->kind == POWER_REQUEST)
+    return ops[r->mode];
+  return r->kind < sizeof kinds / sizeof kinds[0] && kinds[r->kind]
+             ? kinds[r->kind]
+             : "?";
+}
+
+/* All syncs and flushes, all of the metadata, and the sector itself. */
+static bool
+concerns (const struct power_record *r, uint64_t sector)
+{
+  if (r->kind == POWER_END || r->kind == POWER_WRITE_OUT)
+    return false;
+  if (r->kind == POWER_RESTART || r->count == 0 ||
+      file_of (r) == &w.files[METADATA])
+    return true;
+  return r->offset / POWER_SECTOR <= sector &&
+         sector <= (r->offset + r->count - 1) / POWER_SECTOR;
+}
+
+static void
+tell (uint64_t sector)
+{
+  uint64_t i, j;
+
+  for (i = 0; i < nr_records; i++) {
+    const struct power_record *r = records[i];
+
+    if (!concerns (r, sector))
+      continue;
+    for (j = i; j < nr_records; j++)
+      if (records[j]->kind == POWER_END && records[j]->id == r->id)
+        break;
+    printf ("%" PRIu64 "-%" PRIu64 " %s%s %s %" PRIu64 " %" PRIu64 "\n", i + 1,
+            j + 1, word_for (r), r->fua ? ", FUA" : "", power_name (r),
+            r->offset, r->count);
+  }
+}
+
 /*--- What there was when the log began. -------------------------------*/
 
 static uint64_t
@@ -646,18 +704,22 @@ static void
 usage (void)
 {
   fprintf (stderr, "usage: power-states [-s SEED] [-n STATES] [-p STATES] "
-                   "[-e EVERY -o FOLDER] LOG METADATA IMAGE [BACKING]\n");
+                   "[-e EVERY -o FOLDER] LOG METADATA IMAGE [BACKING]\n"
+                   "       power-states -d SECTOR LOG METADATA IMAGE\n");
   exit (EXIT_FAILURE);
 }
 
 int
 main (int argc, char *argv[])
 {
+  int64_t told = -1;
   unsigned f;
   int c;
 
-  while ((c = getopt (argc, argv, "e:n:o:p:s:")) != -1) {
-    if (c == 'e')
+  while ((c = getopt (argc, argv, "d:e:n:o:p:s:")) != -1) {
+    if (c == 'd')
+      told = strtoll (optarg, NULL, 0);
+    else if (c == 'e')
       every = strtoull (optarg, NULL, 0);
     else if (c == 'n')
       nr_states = strtoull (optarg, NULL, 0);
@@ -674,6 +736,10 @@ main (int argc, char *argv[])
       !every != !out_folder)
     usage ();
   begin (argv + optind, argc - optind);
+  if (told >= 0) {
+    tell (told);
+    return EXIT_SUCCESS;
+  }
   run ();
   printf ("%" PRIu64 " states at %" PRIu64 " points of %" PRIu64
           " records, seed %" PRIu64 ", %" PRIu64 " sectors to choose from in "
