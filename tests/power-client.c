@@ -5,13 +5,13 @@
  * ask for and what is acknowledged, see power-log.h.
  *
  *   power-client [-s SEED] [-n REQUESTS] [-c CONNECTIONS] [-k PID] [-l]
- *                [-t] [-w BYTES] LOG URI
+ *                [-t] [-u] [-w BYTES] LOG URI
  *
- * With -w all is within the first BYTES of the disk, where soon every sector
- * was written; with -t nothing is trimmed; with -l the last request, when all
- * others are over, is a flush.  With -k the process PID is killed after that
- * many requests, while others are under way, and the clients end.  Else each
- * request must succeed.
+ * With -u there is no FUA; with -w all is within the first BYTES of the disk,
+ * where soon every sector was written; with -t nothing is trimmed; with -l the
+ * last request, when all others are over, is a flush.  With -k the process PID
+ * is killed after that many requests, while others are under way, and the
+ * clients end.  Else each request must succeed.
  *
  *   power-client -f LOG FILE...
  *
@@ -44,7 +44,7 @@
 static int log_fd;
 static const char *uri;
 static uint64_t seed, nr_wanted = 1000;
-static bool no_trim, flush_last;
+static bool no_trim, no_fua, flush_last;
 static pid_t victim; /* 0: nobody is killed */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -103,7 +103,7 @@ draw (struct rng *rng, struct request *rq)
   draw_range (rng, rq);
   if (rq->op == POWER_OP_READ)
     return;
-  rq->fua = rng_one_in (rng, 8);
+  rq->fua = !no_fua && rng_one_in (rng, 8);
   if (rq->op == POWER_OP_WRITE)
     for (i = 0; i < rq->count; i++) {
       if (i % 8 == 0)
@@ -329,7 +329,8 @@ static void
 usage (void)
 {
   fprintf (stderr, "usage: power-client [-s SEED] [-n REQUESTS] "
-                   "[-c CONNECTIONS] [-k PID] [-l] [-t] [-w BYTES] LOG URI\n"
+                   "[-c CONNECTIONS] [-k PID] [-l] [-t] [-u] [-w BYTES] "
+                   "LOG URI\n"
                    "       power-client -f LOG FILE...\n");
   exit (EXIT_FAILURE);
 }
@@ -341,7 +342,7 @@ main (int argc, char *argv[])
   bool found = false;
   int c;
 
-  while ((c = getopt (argc, argv, "c:fk:ln:s:tw:")) != -1) {
+  while ((c = getopt (argc, argv, "c:fk:ln:s:tuw:")) != -1) {
     if (c == 'c')
       nr_connections = atoi (optarg);
     else if (c == 'f')
@@ -356,6 +357,8 @@ main (int argc, char *argv[])
       seed = strtoull (optarg, NULL, 0);
     else if (c == 't')
       no_trim = true;
+    else if (c == 'u')
+      no_fua = true;
     else if (c == 'w')
       window_bytes = strtoull (optarg, NULL, 0);
     else

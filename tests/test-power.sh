@@ -25,7 +25,7 @@ if [ -n "$ADDCOW_LONG" ]; then
 elif [ -n "$ADDCOW_VALGRIND" ]; then
     many=(1 100 50 1)
 else
-    many=(6 600 400 4)
+    many=(6 500 400 4)
 fi
 rounds=${POWER_ROUNDS:-${many[0]}}
 requests=${POWER_REQUESTS:-${many[1]}}
@@ -57,7 +57,7 @@ kind ()
            client_options=(-l -t) ;;
         2) options=(addcow-commit-interval=0)
            # Mostly there is nothing to commit.
-           client_options=(-w 262144) ;;
+           client_options=(-w 65536) ;;
         3) layers=(--filter=multi-conn --filter=fua)
            # Else that filter takes for flushed what is written while it
            # flushes (1.32).
