@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Preloaded into addcow-img by tests: the program ends at once just before
- * the n-th call that changes a file.
+ * Preloaded into addcow-img by tests, or into a server: the program ends at
+ * once just before the n-th call that changes a file.
  *
  *   CRASH_AT      n, decimal, from 1; without it all calls are done
  *   CRASH_PART    optional, not empty: if the n-th call is a write, pwrite or
  *                 copy_file_range, it is done for half of its bytes first:
- *                 for whole sectors if that is more than one
+ *                 for whole sectors if that is more than one; if it is
+ *                 "sectors", always up to where a sector of the file ends,
+ *                 as when the program is killed
  *   CRASH_COUNT   optional: a file that gets the number of calls at the end,
  *                 the n-th included, a decimal line
+ *   CRASH_PROGRAM optional: the name of the program, if not addcow-img
  *   CRASH_LAST    optional: a file that gets the call and the file that the
  *                 program ended at: "pwrite /tmp/vm.raw"
  *
@@ -47,7 +50,7 @@
 /* Set before main, and by nobody after. */
 static pid_t watched; /* 0: no process */
 static unsigned long crash_at;
-static bool crash_part;
+static bool crash_part, crash_part_sectors;
 static const char *count_file, *last_file;
 
 static _Atomic unsigned long nr_calls;
@@ -57,11 +60,14 @@ begin (void)
 {
   const char *at = getenv ("CRASH_AT");
   const char *part = getenv ("CRASH_PART");
+  const char *program = getenv ("CRASH_PROGRAM");
 
-  if (strcmp (program_invocation_short_name, "addcow-img") != 0)
+  if (strcmp (program_invocation_short_name,
+              program ? program : "addcow-img") != 0)
     return;
   crash_at = at ? strtoul (at, NULL, 10) : 0;
   crash_part = part && part[0];
+  crash_part_sectors = part && strcmp (part, "sectors") == 0;
   count_file = getenv ("CRASH_COUNT");
   last_file = getenv ("CRASH_LAST");
   watched = getpid ();
@@ -211,11 +217,19 @@ before_temporary (const char *call, const char *template)
     crash (call, template);
 }
 
-/* The half of COUNT bytes: of more than a sector, whole ones. */
+/* The half of COUNT bytes: of more than a sector, whole ones.  With
+ * crash_part_sectors, those of them at OFFSET that lie before a sector of the
+ * file.
+ */
 static size_t
-half (size_t count)
+half (size_t count, off64_t offset)
 {
   count /= 2;
+  if (crash_part_sectors) {
+    const size_t rest = (offset + count) % SECTOR_BYTES;
+
+    return count > rest ? count - rest : 0;
+  }
   return count > SECTOR_BYTES ? count / SECTOR_BYTES * SECTOR_BYTES : count;
 }
 
@@ -241,7 +255,7 @@ write (int fd, const void *buf, size_t count)
   REAL (write);
 
   if (is_last_on (fd))
-    CRASH_BY_HALF ("write", fd, real (fd, buf, half (count)));
+    CRASH_BY_HALF ("write", fd, real (fd, buf, half (count, 0)));
   return real (fd, buf, count);
 }
 
@@ -251,7 +265,7 @@ pwrite64 (int fd, const void *buf, size_t count, off64_t offset)
   REAL (pwrite64);
 
   if (is_last_on (fd))
-    CRASH_BY_HALF ("pwrite", fd, real (fd, buf, half (count), offset));
+    CRASH_BY_HALF ("pwrite", fd, real (fd, buf, half (count, offset), offset));
   return real (fd, buf, count, offset);
 }
 
@@ -263,7 +277,8 @@ copy_file_range (int in, off64_t *in_offset, int out, off64_t *out_offset,
 
   if (is_last_on (out))
     CRASH_BY_HALF ("copy_file_range", out,
-                   real (in, in_offset, out, out_offset, half (count), flags));
+                   real (in, in_offset, out, out_offset,
+                         half (count, out_offset ? *out_offset : 0), flags));
   return real (in, in_offset, out, out_offset, count, flags);
 }
 
