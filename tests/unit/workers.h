@@ -11,7 +11,15 @@
  *
  * Or workers run under a schedule: one at a time, and at each operation
  * of a simulated file, each lock of a mutex and each wait for a
- * condition a seed decides who goes on.  Then a run can be repeated.
+ * condition a seed decides who goes on.  Then a run can be repeated.  They
+ * have a clock of their own then, which goes on a little with each turn, and
+ * to when the first of them wants to go on where all wait: hours pass in no
+ * time.
+ *
+ * Under a schedule workers are no threads but stacks, for to hand the turn
+ * from thread to thread takes the kernel microseconds.  Valgrind and the
+ * sanitizers follow threads better, and get them; whose turn it is is the
+ * same for a seed.
  */
 
 #ifndef ADDCOW_WORKERS_H
@@ -19,6 +27,7 @@
 
 #include <pthread.h>
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "check.h"
 
@@ -37,8 +46,13 @@ struct worker {
   enum worker_state state;
   bool park;
   const void *condition; /* waited for */
-  pthread_cond_t turn;   /* under a schedule: it may go on */
   struct worker *next;
+
+  /* Under a schedule. */
+  pthread_cond_t turn; /* a thread: it may go on */
+  struct fiber *fiber; /* or no thread */
+  int64_t until_ns;    /* it waits until then; 0: for ever */
+  bool is_late;        /* it has waited until then */
 };
 
 void worker_start (struct worker *worker, void (*fn) (void *opaque),
@@ -71,6 +85,28 @@ void workers_run_scheduled (struct worker *workers, unsigned n,
 
 /* Under a schedule, let another worker go on, perhaps. */
 void worker_yield (void);
+
+/* Does the caller run under a schedule?  What follows is for those. */
+bool worker_is_scheduled (void);
+
+/* Another worker, to be released by worker_end, which waits for it. */
+struct worker *worker_add (void (*fn) (void *opaque), void *opaque);
+void worker_end (struct worker *worker);
+
+/* The schedule's clock, which begins at an hour. */
+int64_t workers_now_ns (void);
+
+/* Wait for the condition, and who wakes its waiters, until the clock shows
+ * NS.  Returns false when it does.  The mutex is as for pthread_cond_wait.
+ */
+bool worker_wait_until (pthread_cond_t *cond, pthread_mutex_t *mutex,
+                        int64_t ns);
+
+/* Do nothing for NS. */
+void worker_sleep (int64_t ns);
+
+/* How many turns there were, under all schedules. */
+uint64_t workers_nr_turns (void);
 
 /* For the simulated files' own mutex: no step of the schedule. */
 int __real_pthread_mutex_lock (pthread_mutex_t *mutex);
