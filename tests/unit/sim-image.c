@@ -33,6 +33,8 @@ struct sim_block {
   uint8_t data; /* a bit for each sector: no hole */
   uint8_t durable[BLOCK_BYTES];
   struct version *versions[BLOCK_SECTORS]; /* the newest first */
+  bool is_unsettled;                       /* in its store's list */
+  struct sim_block *next_unsettled;
 };
 
 /*--- The world. -------------------------------------------------------*/
@@ -68,6 +70,7 @@ sim_world_kill (struct sim_world *world)
 {
   acquire (world);
   world->dead = true;
+  world->died_at = ++world->clock;
   release (world);
 }
 
@@ -255,6 +258,26 @@ sim_store_clear (struct sim_store *store)
   free (store->blocks);
 }
 
+static void
+add_version (struct sim_store *store, const struct sim_port *port,
+             struct sim_block *block, unsigned i)
+{
+  struct version *v = malloc (sizeof *v);
+
+  CHECK (v != NULL);
+  v->clock = ++store->world->clock;
+  v->port = port;
+  v->lost = false;
+  memcpy (v->bytes, &block->now[i * SECTOR], SECTOR);
+  v->older = block->versions[i];
+  block->versions[i] = v;
+  if (block->is_unsettled)
+    return;
+  block->is_unsettled = true;
+  block->next_unsettled = store->unsettled;
+  store->unsettled = block;
+}
+
 /* Change [OFFSET, OFFSET + COUNT) of one sector; BUF NULL is zeroes. */
 static void
 change_sector (struct sim_store *store, const struct sim_port *port,
@@ -280,17 +303,8 @@ change_sector (struct sim_store *store, const struct sim_port *port,
   else if (count == SECTOR)
     block->data &= ~(1u << i);
 
-  if (port && store->track) {
-    struct version *v = malloc (sizeof *v);
-
-    CHECK (v != NULL);
-    v->clock = ++store->world->clock;
-    v->port = port;
-    v->lost = false;
-    memcpy (v->bytes, &block->now[i * SECTOR], SECTOR);
-    v->older = block->versions[i];
-    block->versions[i] = v;
-  }
+  if (port && store->track)
+    add_version (store, port, block, i);
   else if (port == NULL)
     memcpy (&block->durable[i * SECTOR], &block->now[i * SECTOR], SECTOR);
 }
@@ -445,13 +459,34 @@ flush_sector (struct sim_block *block, unsigned i, const struct flush *f)
   }
 }
 
-static void
-flush_block (struct sim_block *block, uint64_t offset UNUSED, void *opaque)
+static bool
+has_versions (const struct sim_block *block)
 {
   unsigned i;
 
   for (i = 0; i < BLOCK_SECTORS; i++)
-    flush_sector (block, i, opaque);
+    if (block->versions[i])
+      return true;
+  return false;
+}
+
+static void
+flush_blocks (struct sim_store *store, const struct flush *f)
+{
+  struct sim_block **p = &store->unsettled;
+
+  while (*p) {
+    struct sim_block *block = *p;
+    unsigned i;
+
+    for (i = 0; i < BLOCK_SECTORS; i++)
+      flush_sector (block, i, f);
+    block->is_unsettled = has_versions (block);
+    if (block->is_unsettled)
+      p = &block->next_unsettled;
+    else
+      *p = block->next_unsettled;
+  }
 }
 
 /* A flush that fails leaves open what length it is. */
@@ -484,24 +519,61 @@ settle_range (struct sim_store *store, uint64_t count, uint64_t offset)
   }
 }
 
-static void
-remember_block (struct sim_block *block, uint64_t offset UNUSED,
-                void *opaque UNUSED)
-{
-  struct version *v;
-  unsigned i;
-
-  for (i = 0; i < BLOCK_SECTORS; i++)
-    for (v = block->versions[i]; v; v = v->older)
-      v->lost = false;
-}
-
 void
 sim_store_remember (struct sim_store *store)
 {
+  struct sim_block *block;
+  struct version *v;
+  unsigned i;
+
   acquire (store->world);
-  for_each_block (store, remember_block, NULL);
+  for (block = store->unsettled; block; block = block->next_unsettled)
+    for (i = 0; i < BLOCK_SECTORS; i++)
+      for (v = block->versions[i]; v; v = v->older)
+        v->lost = false;
   release (store->world);
+}
+
+/* What is on disk of sector I, of which not all is in memory any more. */
+static void
+forget_sector (struct sim_block *block, unsigned i, struct rng *rng)
+{
+  uint8_t *durable = &block->durable[i * SECTOR];
+  const struct version *v;
+  unsigned n = 1;
+
+  if (block->versions[i] == NULL || !block->versions[i]->lost)
+    return;
+  for (v = block->versions[i]; v; v = v->older)
+    if (rng_one_in (rng, ++n))
+      memcpy (durable, v->bytes, SECTOR);
+  memcpy (&block->now[i * SECTOR], durable, SECTOR);
+  free_versions (block->versions[i]);
+  block->versions[i] = NULL;
+}
+
+void
+sim_store_forget (struct sim_store *store, struct rng *rng)
+{
+  struct sim_block *block;
+  unsigned i;
+
+  acquire (store->world);
+  for (block = store->unsettled; block; block = block->next_unsettled)
+    for (i = 0; i < BLOCK_SECTORS; i++)
+      forget_sector (block, i, rng);
+  release (store->world);
+}
+
+bool
+sim_store_is_lost (struct sim_store *store, uint64_t offset)
+{
+  const struct sim_block *block = find_block (store, offset);
+  const struct version *v = block
+                                ? block->versions[offset % BLOCK_BYTES / SECTOR]
+                                : NULL;
+
+  return v && v->lost;
 }
 
 struct crash {
@@ -576,6 +648,7 @@ struct operation {
   uint64_t begin;
   size_t event;
   int err;
+  bool torn; /* it was under way when the world died */
 };
 
 static int
@@ -590,7 +663,8 @@ fault_locked (struct sim_port *port, enum sim_op op)
     }
     return port->faults[op].err;
   }
-  if (port->random_faults && rng_one_in (port->random_faults, port->one_in))
+  if (port->random_faults && !(port->spared_ops & 1u << op) &&
+      rng_one_in (port->random_faults, port->one_in))
     return errs[rng_below (port->random_faults, ARRAY_SIZE (errs))];
   return 0;
 }
@@ -640,8 +714,10 @@ begin (struct operation *o)
   worker_yield ();
 
   acquire (world);
-  if (world->dead)
+  if (world->dead) {
     o->err = EIO;
+    o->torn = world->torn && o->begin < world->died_at;
+  }
 }
 
 static int
@@ -655,6 +731,8 @@ end (struct operation *o)
     world->events[o->event].err = o->err;
   }
   release (world);
+  if (o->port->after)
+    o->port->after ();
   worker_yield ();
   return o->err;
 }
@@ -675,16 +753,50 @@ port_read (struct sim_port *port, void *buf, size_t count, uint64_t offset)
   return end (&o);
 }
 
+/* Who says which sectors are spared if the change fails; NULL: all are. */
+static struct rng *
+spares (const struct operation *o)
+{
+  if (o->port->store->world->dead)
+    return o->torn ? o->port->store->world->torn : NULL;
+  return o->port->random_faults;
+}
+
+/* Make a part of the change.  Returns its bytes. */
+static uint64_t
+change_first_part (struct operation *o, const void *buf, bool make_hole)
+{
+  struct sim_world *world = o->port->store->world;
+  const uint64_t max = o->count / SECTOR;
+  uint64_t n;
+
+  if (o->port->splits == NULL || o->err || max == 0 ||
+      !rng_one_in (o->port->splits, 2))
+    return 0;
+  n = rng_range (o->port->splits, 1, max) * SECTOR - o->offset % SECTOR;
+  if (n == o->count)
+    return 0;
+  change_range (o->port->store, o->port, buf, n, o->offset, make_hole, NULL);
+  release (world);
+  worker_yield ();
+  acquire (world);
+  if (world->dead)
+    o->err = EIO;
+  return n;
+}
+
 /* Write BUF, or zeroes for NULL, perhaps as a hole. */
 static void
 port_change (struct operation *o, const void *buf, bool make_hole)
 {
   struct sim_store *store = o->port->store;
+  const uint64_t n = change_first_part (o, buf, make_hole);
 
-  if (o->err && (o->port->random_faults == NULL || store->world->dead))
+  if (o->err && spares (o) == NULL)
     return;
-  change_range (store, o->port, buf, o->count, o->offset, make_hole,
-                o->err ? o->port->random_faults : NULL);
+  change_range (store, o->port, buf ? (const char *) buf + n : NULL,
+                o->count - n, o->offset + n, make_hole,
+                o->err ? spares (o) : NULL);
   if (o->err == 0 && o->flags & IMAGE_FUA)
     settle_range (store, o->count, o->offset);
 }
@@ -831,10 +943,48 @@ sim_image_flush (struct image *image)
     .good = o.err == 0,
     .forgets = o.port->store->forgets,
   };
+  if (o.err && o.port->random_faults && rng_one_in (o.port->random_faults, 2))
+    f.mark = o.port->store->world->clock;
   if (!o.port->store->world->dead && o.port->store->track) {
-    for_each_block (o.port->store, flush_block, &f);
+    flush_blocks (o.port->store, &f);
     flush_length (o.port->store, &f);
   }
+  return end (&o);
+}
+
+/* What is written now and lies in the range may be lost. */
+static void
+lose_range (struct sim_store *store, uint64_t count, uint64_t offset)
+{
+  const uint64_t end = offset + count;
+
+  for (offset -= offset % SECTOR; offset < end; offset += SECTOR) {
+    const struct sim_block *block = find_block (store, offset);
+    struct version *v;
+
+    if (block == NULL)
+      continue;
+    for (v = block->versions[offset % BLOCK_BYTES / SECTOR]; v; v = v->older)
+      v->lost = store->forgets;
+  }
+}
+
+int
+sim_write_out (struct sim_image *image, uint64_t count, uint64_t offset,
+               bool wait)
+{
+  struct operation o = {
+    .port = &image->port,
+    .op = SIM_FLUSH,
+    .offset = offset,
+    .count = count,
+  };
+
+  begin (&o);
+  if (!wait)
+    o.err = 0;
+  if (o.err && !o.port->store->world->dead)
+    lose_range (o.port->store, count, offset);
   return end (&o);
 }
 

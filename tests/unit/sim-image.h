@@ -19,7 +19,8 @@
  *
  * When a flush fails, what it should have made durable may be so or not;
  * if the store forgets, no later flush makes it so (as the kernel does
- * with pages it could not write), else the next flush that succeeds.
+ * with pages it could not write), else the next flush that succeeds.  If
+ * faults are random that may also happen to what was written meanwhile.
  */
 
 #ifndef ADDCOW_SIM_IMAGE_H
@@ -65,7 +66,13 @@ struct sim_world {
   pthread_mutex_t lock; /* protects all below, and all stores */
   uint64_t clock;
   bool no_log;
-  bool dead; /* without power: nothing has an effect */
+  bool dead;        /* without power: nothing has an effect */
+  uint64_t died_at; /* by the clock */
+
+  /* What was under way when it died happened in part, as this says.  NULL:
+   * it did not happen.
+   */
+  struct rng *torn;
   struct sim_event *events;
   size_t nr_events, max_events;
 };
@@ -106,8 +113,9 @@ struct sim_store {
   bool discards;    /* keeps nothing: everything is zero */
   struct sim_block ***blocks;
   uint64_t nr_block_tables;
-  uint64_t durable_bytes;     /* its length after the last flush, */
-  struct sim_length *lengths; /* and since, the newest first */
+  struct sim_block *unsettled; /* that have versions, and perhaps others */
+  uint64_t durable_bytes;      /* its length after the last flush, */
+  struct sim_length *lengths;  /* and since, the newest first */
 };
 
 /* All zero, all hole. */
@@ -134,6 +142,14 @@ void sim_store_crash (struct sim_store *after, struct sim_world *world,
 /* Forgive failed flushes: what they did not write, the next one will. */
 void sim_store_remember (struct sim_store *store);
 
+/* What is on disk replaces what is in memory, where a flush failed.  RNG lets
+ * it have been written all the same.
+ */
+void sim_store_forget (struct sim_store *store, struct rng *rng);
+
+/* Has a flush failed on what the sector of OFFSET holds? */
+bool sim_store_is_lost (struct sim_store *store, uint64_t offset);
+
 /*--- Handles. ---------------------------------------------------------*/
 
 #define SIM_GATES 4
@@ -148,6 +164,7 @@ struct sim_port {
   void (*hook) (struct sim_port *port, enum sim_op op, uint64_t offset,
                 uint64_t count, void *opaque);
   void *opaque;
+  void (*after) (void); /* the same, when it has had it; or NULL */
 
   /* Protected by the world's lock. */
   struct {
@@ -157,6 +174,12 @@ struct sim_port {
   } faults[SIM_NR_OPS];
   struct rng *random_faults; /* or, at random, what and how much */
   unsigned one_in;
+  unsigned spared_ops; /* bits 1 << OP: these do not fail so */
+
+  /* Changes of more than a sector are seen in two parts, this says which.
+   * NULL: at once.
+   */
+  struct rng *splits;
 
   struct {
     struct gate *gate;
@@ -184,6 +207,12 @@ void sim_backing_init (struct sim_backing *backing, struct sim_store *store);
 
 /* Let IMAGE copy from BACKING, which says that it has a descriptor. */
 void sim_can_copy (struct sim_image *image, struct sim_backing *backing);
+
+/* Begin to write the range out, or WAIT for it: makes nothing durable, but
+ * may fail as a flush of it.
+ */
+int sim_write_out (struct sim_image *image, uint64_t count, uint64_t offset,
+                   bool wait);
 
 /* Let the N-th operation of kind OP from now on (1: the next) fail with
  * ERR, and the MORE that follow it.
