@@ -101,26 +101,32 @@ rng_one_in (struct rng *rng, unsigned n)
 /*--- Options of a test with a seed. -----------------------------------*/
 
 struct test_options {
-  uint64_t seed;       /* -s SEED, else of the clock */
+  uint64_t seed;       /* -s SEED, else ADDCOW_SEED, else of the clock */
   uint64_t iterations; /* -n COUNT, else 0 */
+  bool threads;        /* -t */
 };
 
 static inline struct test_options
 test_options (int argc, char *argv[])
 {
   struct test_options o = { 0 };
+  const char *seed = getenv ("ADDCOW_SEED");
   struct timespec now;
   int c;
 
   clock_gettime (CLOCK_REALTIME, &now);
   o.seed = (now.tv_sec * UINT64_C (1000000000) + now.tv_nsec) % 1000000000;
-  while ((c = getopt (argc, argv, "s:n:")) != -1) {
+  if (seed && *seed)
+    o.seed = strtoull (seed, NULL, 0);
+  while ((c = getopt (argc, argv, "s:n:t")) != -1) {
     if (c == 's')
       o.seed = strtoull (optarg, NULL, 0);
     else if (c == 'n')
       o.iterations = strtoull (optarg, NULL, 0);
+    else if (c == 't')
+      o.threads = true;
     else {
-      fprintf (stderr, "usage: %s [-s SEED] [-n ITERATIONS]\n", argv[0]);
+      fprintf (stderr, "usage: %s [-s SEED] [-n ITERATIONS] [-t]\n", argv[0]);
       exit (EXIT_FAILURE);
     }
   }

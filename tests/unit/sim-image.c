@@ -732,7 +732,7 @@ end (struct operation *o)
   }
   release (world);
   if (o->port->after)
-    o->port->after ();
+    o->port->after (o->op);
   worker_yield ();
   return o->err;
 }

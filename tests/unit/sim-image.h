@@ -164,7 +164,7 @@ struct sim_port {
   void (*hook) (struct sim_port *port, enum sim_op op, uint64_t offset,
                 uint64_t count, void *opaque);
   void *opaque;
-  void (*after) (void); /* the same, when it has had it; or NULL */
+  void (*after) (enum sim_op op); /* when it has had it; or NULL */
 
   /* Protected by the world's lock. */
   struct {
