@@ -52,6 +52,8 @@
  * have dropped them.  If no sync has succeeded since the file was opened,
  * the next one also writes again what was found in it, which a server that
  * was killed may have left to be synced.
+ *
+ * Commits are part of the model in tests/model/overlay.pml, see overlay.h.
  */
 
 #ifndef ADDCOW_MAP_H

@@ -94,6 +94,9 @@
  *   backing_lock          waiting until nobody uses the backing file
  * None of the mutexes is held when another one is taken.  Who commits may
  * take ranges, so nobody who holds one waits for a commit.
+ *
+ * tests/model/overlay.pml is a model of this, which tests/test-spin.sh has
+ * checked in all of its states: who changes the one looks at the other.
  */
 
 #ifndef ADDCOW_OVERLAY_H
