@@ -26,23 +26,7 @@ if [ "$(stat -f -c %T /dev/shm)" = tmpfs ] &&
     ln -s "$files" files
 fi
 
-# Edit a copy of a source: each OLD is there once, and becomes NEW.
-cat > edit.py <<'PY'
-import sys
-source, copy, *edits = sys.argv[1:]
-text = open(source).read()
-for old, new in zip(edits[::2], edits[1::2]):
-    if text.count(old) != 1:
-        sys.exit("%s: %d times, not once: %s" % (source, text.count(old), old))
-    text = text.replace(old, new)
-open(copy, "w").write(text)
-PY
-
-# setting NAME: of the build.
-setting ()
-{
-    sed -n "s/^$1 = //p" "$abs_top_builddir/img/Makefile"
-}
+source "$abs_srcdir/mutants.sh"
 
 # edited NAME SOURCE [OLD NEW]...: NAME/SOURCE is an edited one, and compiled.
 edited ()
@@ -51,12 +35,8 @@ edited ()
     local copy=$name/${source//\//-}
     shift 2
     mkdir -p "$name"
-    /usr/bin/python3 edit.py "$abs_top_srcdir/$source" "$copy" "$@"
-    # The settings are words.
-    # shellcheck disable=SC2046
-    $(setting CC) $(setting CFLAGS) -O0 -DHAVE_CONFIG_H \
-        -I"$abs_top_builddir" -I"$abs_top_srcdir/img" \
-        -I"$abs_top_srcdir/lib" -c -o "${copy%.c}.o" "$copy"
+    edit_source "$source" "$copy" "$@"
+    compile -O0 -I"$abs_top_srcdir/img" -c -o "${copy%.c}.o" "$copy"
 }
 
 # link NAME: NAME/addcow-img of what was edited, for it or for all, and all
@@ -69,7 +49,7 @@ link ()
     done
     for object in "$abs_top_builddir"/lib/.libs/libaddcow_la-*.o \
                   "$abs_top_builddir"/lib/.libs/*.o \
-                  "$abs_top_builddir"/img/*.o; do
+                  "$abs_top_builddir"/img/[!f]*.o; do
         folder=img
         [[ $object == */.libs/* ]] && folder=lib
         source=$folder-${object##*/}
@@ -77,8 +57,7 @@ link ()
             [ ! -e "$name/$source" ] && objects+=("$object")
     done
     # shellcheck disable=SC2046
-    $(setting CC) $(setting CFLAGS) -o "$name/addcow-img" "${objects[@]}" \
-        -lpthread $(setting LIBNBD_LIBS) $(setting JSON_C_LIBS) $(setting LIBS)
+    compile -o "$name/addcow-img" "${objects[@]}" $(libraries)
 }
 
 # try NAME LIVES OPTION...: the status is 2 when something was lost.
@@ -159,13 +138,12 @@ loses late-bits stream lib/overlay.c \
     abort ();
   wait_for_flushing (ov);"
 loses no-sync stream lib/map.c \
-    "  r = map->metadata->ops->flush (map->metadata);" "  r = 0;"
+    "  int r = map->metadata->ops->flush (map->metadata);" "  int r = 0;"
 
 # A new file is not synced, its folder is not, or that of an image that was
 # there.
 loses no-sync-of-file create img/new-file.c \
-    "  if (fsync (file->fd) == -1)
-    return errno;" ""
+    "  r = fd_sync_with_times (file->fd);" "  r = 0;"
 loses no-sync-of-folder rebase img/new-file.c \
     "  r = sync_folder (file->path);" "  r = 0;"
 loses no-sync-of-image create img/create.c \
@@ -203,10 +181,9 @@ if [ -n "$ADDCOW_LONG" ]; then
     loses no-flush-rebase rebase lib/overlay.c \
         "$flush" "  r = 0; (void) flush_images; (void) image;"
     loses no-sync-rebase rebase lib/map.c \
-        "  r = map->metadata->ops->flush (map->metadata);" "  r = 0;"
+        "  int r = map->metadata->ops->flush (map->metadata);" "  int r = 0;"
     loses no-sync-of-file-rebase rebase img/new-file.c \
-        "  if (fsync (file->fd) == -1)
-    return errno;" ""
+        "  r = fd_sync_with_times (file->fd);" "  r = 0;"
     loses no-sync-of-folder-create create img/new-file.c \
         "  r = sync_folder (file->path);" "  r = 0;"
     loses no-flush-resize resize lib/resize.c \

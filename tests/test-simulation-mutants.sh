@@ -25,7 +25,7 @@ build ()
 {
     local name=$1 source=$2
     shift 2
-    /usr/bin/python3 edit.py "$abs_top_srcdir/lib/$source" "$source" "$@"
+    edit_source "lib/$source" "$source" "$@"
     link "$name" "$source"
 }
 
@@ -81,8 +81,8 @@ mutant bits-of-flush overlay.c \
   map_freeze (ov->map);'
 
 mutant no-metadata-sync map.c \
-    '  r = map->metadata->ops->flush (map->metadata);
-' '  r = 0;
+    '  int r = map->metadata->ops->flush (map->metadata);
+' '  int r = 0;
 '
 
 mutant fill-without-lock overlay.c \
