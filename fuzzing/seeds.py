@@ -75,6 +75,15 @@ header_parts(
     512,
 )
 header_parts("hints-no-end", b"f\0format=qcow2\0".ljust(1024, b"k"), b"v", 512)
+header_parts("hints-longest", field(b"f", b"format=" + b"q" * 31), b"v", 512)
+header_parts(
+    "hints-full",
+    field(b"f", b"size=1", b"k=" + b"v" * 1004, b"m="),
+    b"v",
+    512,
+    n(1, 1),
+    n(8, 2**62),
+)
 header_parts("name-long", b"n" * 1024, b"i" * 1024, 511)
 header_parts("size-large", b"", b"", 2**63)
 
@@ -342,6 +351,7 @@ img(
     b"-osize=10k",
     b"x",
 )
+img("create-largest", 0, 0, b"create", b"x", b"7." + b"9" * 20 + b"E")
 img("create-uri", 4, MIB, b"create", b"--backing=nbd://h", b"-i", b"i\n", b"x")
 img("resize", 0, MIB, b"resize", b"x", b"-512k", b"--shrink")
 img("resize-more", 0, 2**62, b"resize", b"-q", b"x", b"+3E")
