@@ -4,8 +4,8 @@
 # fio writes and verifies at random block sizes while the disk is filled, by
 # hydration and copy-on-read, and the server is ended and started again and
 # again; at the end of each overlay its image alone is verified.  Another
-# server stays, and opens and closes overlays of a folder.  Neither grows, nor
-# keeps descriptors, threads or children of who has left.
+# server stays, on an overlay of a qcow2 file.  Neither grows, nor keeps
+# descriptors, threads or children of who has left.
 #
 # The short form has a few lives of a few rounds.  With ADDCOW_LONG it is
 # ADDCOW_SECONDS, an hour by default, with a life each minute.
