@@ -49,6 +49,7 @@ kind ()
              addcow-hydrate=1 addcow-hydrate-rate=1M)
     layers=()
     client_options=()
+    first=power_killed
     case $(($1 % 6)) in
         0) ;;
         1) layers=(--filter=cache)
@@ -66,7 +67,10 @@ kind ()
         4) layers=(--filter=noparallel)
            options+=(serialize=requests) ;;
         5) layers=(--filter=fua)
-           options+=(fuamode=force) ;;
+           options+=(fuamode=force)
+           # It has no flush, and does not know what a server that was
+           # killed has left to be flushed.
+           first=power_stopped ;;
     esac
 }
 
@@ -86,7 +90,7 @@ for ((round = 0; round < rounds; round++)); do
     power_begin
     s=$((seed + 1000 * round))
     kind "${POWER_KIND:-$round}"
-    power_killed $s "$requests" "${options[@]}"
+    $first $s "$requests" "${options[@]}"
     power_stopped $((s + 1)) "$requests" "${options[@]}"
 
     rm -rf states
