@@ -9,7 +9,9 @@
  * its NUL or empty, then PAYLOAD_BYTES, then zeroes so that its whole length,
  * TOTAL_BYTES, is a multiple of 8.  All numbers are the machine's own.  Each
  * is written by one write(2) to a file opened with O_APPEND, so the records
- * of all threads and processes have one order.
+ * of all threads and processes have one order.  A program that is killed may
+ * leave a record that is cut short at a multiple of 8, and that others follow:
+ * what it was to tell of was not done.
  *
  * Everything that is done has two records with the same ID: one of its KIND
  * just before it begins, and a POWER_END after it.  Between the two it may
@@ -106,7 +108,10 @@ enum power_op {
   POWER_OP_FLUSH,
 };
 
+#define POWER_MAGIC UINT64_C (0x676f6c5f7265776f)
+
 struct power_record {
+  uint64_t magic; /* POWER_MAGIC */
   uint64_t total_bytes;
   uint64_t id; /* the process in the upper half */
   uint32_t kind;
@@ -149,6 +154,7 @@ power_log_put (int log_fd, struct power_record *record, const char *name,
   static const char zeroes[8];
   uint64_t bytes;
 
+  record->magic = POWER_MAGIC;
   record->name_bytes = name ? strlen (name) + 1 : 0;
   record->new_name_bytes = new_name ? strlen (new_name) + 1 : 0;
   record->payload_bytes = payload_bytes;

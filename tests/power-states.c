@@ -86,6 +86,27 @@ static uint64_t nr_done, nr_points, nr_choices, nr_written;
 static const struct power_record **records;
 static uint64_t nr_records;
 
+/* Is there the beginning of a record at AT? */
+static bool
+begins_at (const char *log, uint64_t size, uint64_t at)
+{
+  const struct power_record *record = (const struct power_record *) (log + at);
+
+  return at <= size && size - at >= sizeof *record &&
+         record->magic == POWER_MAGIC && record->total_bytes >= sizeof *record;
+}
+
+/* And one that is whole: behind it there is another one, or nothing. */
+static bool
+stands_at (const char *log, uint64_t size, uint64_t at)
+{
+  const struct power_record *record = (const struct power_record *) (log + at);
+
+  return begins_at (log, size, at) && record->total_bytes <= size - at &&
+         (at + record->total_bytes == size ||
+          begins_at (log, size, at + record->total_bytes));
+}
+
 static void
 read_log (const char *path)
 {
@@ -98,13 +119,15 @@ read_log (const char *path)
   log = mmap (NULL, st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
   CHECK (log != MAP_FAILED);
   close (fd);
-  for (at = 0; at < (uint64_t) st.st_size; nr_records++) {
-    power_grow (&records, nr_records, &max, sizeof records[0]);
-    records[nr_records] = (const struct power_record *) (log + at);
-    CHECK (records[nr_records]->total_bytes >= sizeof *records[0]);
-    at += records[nr_records]->total_bytes;
-    CHECK (at <= (uint64_t) st.st_size);
-  }
+  CHECK (begins_at (log, st.st_size, 0));
+  for (at = 0; at < (uint64_t) st.st_size;)
+    if (!stands_at (log, st.st_size, at))
+      at += 8; /* it was cut short: look for the next */
+    else {
+      power_grow (&records, nr_records, &max, sizeof records[0]);
+      records[nr_records] = (const struct power_record *) (log + at);
+      at += records[nr_records++]->total_bytes;
+    }
 }
 
 /* The file that RECORD is of; NULL: none of ours. */

@@ -14,7 +14,7 @@ import struct
 SECTOR = 512
 
 # See power-log.h.
-RECORD = struct.Struct("=QQIIIIQQQqIIQ")
+RECORD = struct.Struct("=8xQQIIIIQQQqIIQ")
 (END, WRITE, ALLOCATE, LENGTH, SYNC, WRITE_OUT,
  CREATE, RENAME, LINK, UNLINK) = range(1, 11)
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16
