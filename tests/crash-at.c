@@ -236,9 +236,11 @@ half (size_t count, off64_t offset)
 /*--- The calls. -------------------------------------------------------*/
 
 #define REAL(name) \
-  static typeof (name) *real; \
+  static typeof (name) *found; \
+  typeof (name) *real = __atomic_load_n (&found, __ATOMIC_RELAXED); \
   if (real == NULL) \
-  real = (typeof (name) *) dlsym (RTLD_NEXT, #name)
+    real = (typeof (name) *) dlsym (RTLD_NEXT, #name); \
+  __atomic_store_n (&found, real, __ATOMIC_RELAXED)
 
 /* HALF_CALL, if that is wanted, and then the end.  Where it cannot be done
  * nothing is.

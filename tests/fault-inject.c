@@ -126,9 +126,11 @@ write_line (const char *call, const char *path, int64_t offset, uint64_t count)
 }
 
 #define REAL(name) \
-  static typeof (name) *real; \
+  static typeof (name) *found; \
+  typeof (name) *real = __atomic_load_n (&found, __ATOMIC_RELAXED); \
   if (real == NULL) \
-  real = (typeof (name) *) dlsym (RTLD_NEXT, #name)
+    real = (typeof (name) *) dlsym (RTLD_NEXT, #name); \
+  __atomic_store_n (&found, real, __ATOMIC_RELAXED)
 
 /* Somebody else does something, right now. */
 static void

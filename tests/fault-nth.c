@@ -108,9 +108,11 @@ static int medium[NR_TRACKED];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 #define REAL(name) \
-  static typeof (name) *real; \
+  static typeof (name) *found; \
+  typeof (name) *real = __atomic_load_n (&found, __ATOMIC_RELAXED); \
   if (real == NULL) \
-  real = (typeof (name) *) dlsym (RTLD_NEXT, #name)
+    real = (typeof (name) *) dlsym (RTLD_NEXT, #name); \
+  __atomic_store_n (&found, real, __ATOMIC_RELAXED)
 
 __attribute__ ((constructor)) static void
 begin (void)

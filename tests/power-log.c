@@ -158,9 +158,11 @@ log_end (uint64_t id, uint64_t file, int64_t r)
 }
 
 #define REAL(name) \
-  static typeof (name) *real; \
+  static typeof (name) *found; \
+  typeof (name) *real = __atomic_load_n (&found, __ATOMIC_RELAXED); \
   if (real == NULL) \
-  real = (typeof (name) *) dlsym (RTLD_NEXT, #name)
+    real = (typeof (name) *) dlsym (RTLD_NEXT, #name); \
+  __atomic_store_n (&found, real, __ATOMIC_RELAXED)
 
 /* CALL, which is what RECORD says, of FD. */
 #define LOGGED(fd, record, payload, call) \

@@ -83,9 +83,11 @@ wait_if (enum when now, enum when when, unsigned max_us)
 }
 
 #define REAL(name) \
-  static typeof (name) *_Atomic real; \
+  static typeof (name) *found; \
+  typeof (name) *real = __atomic_load_n (&found, __ATOMIC_RELAXED); \
   if (real == NULL) \
-  real = (typeof (name) *) dlsym (RTLD_NEXT, #name)
+    real = (typeof (name) *) dlsym (RTLD_NEXT, #name); \
+  __atomic_store_n (&found, real, __ATOMIC_RELAXED)
 
 EXPORT ssize_t
 pread64 (int fd, void *buf, size_t count, off64_t offset)

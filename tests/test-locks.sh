@@ -157,7 +157,7 @@ for i in 1 2 3 4 5 6; do
 done
 for i in 1 2 3 4 5 6; do
     nbdsh -u "nbd+unix://?socket=$tmp/sock$i" \
-        -c "h.pwrite(b'$i' * 512, 512 * $i)"
+        -c "h.pwrite(b'$i' * 512, 512 * $i); h.flush()"
 done
 # Nobody may write to it, even if only one of them is left.
 for i in 0 1 2 3 4; do stop_nbdkit "${pids[i]}"; done

@@ -53,19 +53,8 @@
 #define SECOND (1000 * MS)
 
 #define WORLDS 10000
-#define WORLDS_WATCHED 300 /* with a sanitizer */
+#define WORLDS_WATCHED 100 /* with a sanitizer, or valgrind */
 #define WORLDS_LONG 2000000
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define IS_WATCHED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define IS_WATCHED 1
-#endif
-#endif
-#ifndef IS_WATCHED
-#define IS_WATCHED 0
-#endif
 
 /* The sectors that are used: all of a small disk; or, of one whose bitmap has
  * two pages, those at the begin, where the pages meet, and at the end.
@@ -1724,7 +1713,8 @@ run_world (uint64_t seed, bool threads)
   struct worker worker = { .fn = world_main, .opaque = &rng };
 
   world_is.seed = seed;
-  world_is.scheduled = !threads && !rng_one_in (&rng, IS_WATCHED ? 2 : 64);
+  world_is.scheduled = !threads &&
+                       !rng_one_in (&rng, workers_are_watched () ? 2 : 64);
   if (world_is.scheduled)
     workers_run_scheduled (&worker, 1, &schedule);
   else
@@ -1738,7 +1728,7 @@ default_worlds (void)
 
   if (is_long && *is_long)
     return WORLDS_LONG;
-  return IS_WATCHED ? WORLDS_WATCHED : WORLDS;
+  return workers_are_watched () ? WORLDS_WATCHED : WORLDS;
 }
 
 int

@@ -69,8 +69,8 @@ static ucontext_t main_context;
 static struct fiber *free_fibers;
 
 /* What looks at every access to memory had better know of the stacks. */
-static bool
-is_watched (void)
+bool
+workers_are_watched (void)
 {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   return true;
@@ -359,7 +359,7 @@ workers_run_scheduled (struct worker *ws, unsigned n, struct rng *rng)
   unsigned i;
 
   acquire ();
-  use_fibers = !is_watched ();
+  use_fibers = !workers_are_watched ();
   schedule = rng;
   schedule_ns = 3600 * SECOND_NS;
   current = NULL;

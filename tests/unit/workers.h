@@ -60,6 +60,9 @@ void worker_start (struct worker *worker, void (*fn) (void *opaque),
 void worker_join (struct worker *worker);
 enum worker_state worker_state (struct worker *worker);
 
+/* Is this run by valgrind, or built with a sanitizer? */
+bool workers_are_watched (void);
+
 /* Wait until no worker is running. */
 void workers_settle (void);
 
