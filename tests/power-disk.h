@@ -51,8 +51,8 @@ uint32_t power_disk_change (struct power_disk *disk, const uint8_t *buf,
 void power_disk_acknowledge (struct power_disk *disk, uint32_t number,
                              bool fua);
 
-/* A flush that is asked for now will cover what this returns, a number that
- * goes to power_disk_flushed when it is acknowledged.
+/* A flush is asked for.  Returns what it will cover, a number that goes to
+ * power_disk_flushed when it is acknowledged.
  */
 uint64_t power_disk_flush (const struct power_disk *disk);
 void power_disk_flushed (struct power_disk *disk, uint64_t covered);
