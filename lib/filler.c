@@ -10,6 +10,7 @@
 #include <time.h>
 
 #include "common.h"
+#include "filler-share.h"
 #include "filler.h"
 #include "format.h"
 #include "image-file.h"
@@ -60,7 +61,6 @@ struct worker {
   struct span written; /* of the one before: is being written */
   size_t step_bytes;   /* no more at once, as something failed */
   bool working;        /* on a step */
-  char *buf;           /* the worker's own */
 };
 
 /* What a client read; or, WITHOUT it, a sector of which it read a part. */
@@ -80,6 +80,7 @@ struct trouble {
 
 struct filler {
   struct filler_options options;
+  struct filler_share *own_share; /* where nobody gave one */
   uint64_t size_bytes;
   struct worker *workers;
   unsigned nr_started;
@@ -111,7 +112,7 @@ struct filler {
   struct trouble backing, image;
   int64_t pause_ns; /* not before that, as writing failed */
 
-  int64_t rate_ns; /* not before that, to keep the rate */
+  int64_t share_ns; /* not before that, as the share says */
 
   uint64_t nr_seen;    /* requests of clients, that began */
   int64_t busy_ns;     /* they are busy until then */
@@ -465,28 +466,6 @@ end_pass_locked (struct filler *f)
 
 /*--- Steps. -----------------------------------------------------------*/
 
-static size_t
-step_bytes (const struct filler *f)
-{
-  const uint64_t rate = f->options.rate_bytes;
-  const uint64_t eighth = rate / 8 / 4096 * 4096;
-
-  if (rate == 0)
-    return f->options.request_bytes;
-  return MIN (MAX (eighth, 4096), f->options.request_bytes);
-}
-
-/* N bytes of data are about to be filled, or, negative, were not. */
-static void
-account_rate_locked (struct filler *f, int64_t n, int64_t now)
-{
-  const int64_t rate = MIN (f->options.rate_bytes, INT64_MAX);
-
-  if (rate == 0)
-    return;
-  f->rate_ns = MAX (f->rate_ns, n > 0 ? now : 0) + n * SECOND / rate;
-}
-
 /* A step of W of COUNT bytes on S has ended with R. */
 static void
 account_locked (struct filler *f, struct worker *w, struct span *s,
@@ -583,26 +562,31 @@ end_span_locked (struct filler *f, struct worker *w)
   write_out_locked (f, w);
 }
 
+/* Make a step on S, which is not empty, unless the share has others make
+ * theirs first.
+ */
 static void
 fill_locked (struct filler *f, struct worker *w, struct span *s, bool busy)
 {
   const int64_t begin = now_ns ();
-  const size_t n = MIN (step_bytes (f), w->step_bytes);
+  const size_t n = filler_share_step_bytes (f->options.share, w->step_bytes);
+  void *buf = filler_share_begin (f->options.share, n, begin, &f->share_ns);
   const uint64_t pos = s->pos, count = s->end - s->pos;
   const bool had_span = w->span.pos < w->span.end; /* it may be given up */
   struct filled filled;
   struct fault fault;
   int r;
 
-  account_rate_locked (f, n, begin);
+  if (buf == NULL)
+    return;
   w->working = true;
   f->nr_working++;
   pthread_mutex_unlock (&f->lock);
-  r = overlay_fill (f->options.ov, f->options.image, w->buf, n, count, pos,
+  r = overlay_fill (f->options.ov, f->options.image, buf, n, count, pos,
                     &filled, &fault);
+  filler_share_end (f->options.share, buf, n, filled.nr_copied);
   pthread_mutex_lock (&f->lock);
   f->nr_working--;
-  account_rate_locked (f, (int64_t) filled.nr_copied - (int64_t) n, 0);
   if (busy && !filled.was_allocated) {
     const int64_t now = now_ns ();
 
@@ -706,9 +690,9 @@ fill_or_wait_locked (struct filler *f, struct worker *w)
     wait_until_locked (f, MIN (f->ask_ns, now + ASK_OFF_NS));
     return;
   }
-  if (MAX (f->pause_ns, f->rate_ns) > now) {
+  if (MAX (f->pause_ns, f->share_ns) > now) {
     wait_until_locked (f,
-                       MIN (MAX (f->pause_ns, f->rate_ns), now + ASK_OFF_NS));
+                       MIN (MAX (f->pause_ns, f->share_ns), now + ASK_OFF_NS));
     return;
   }
   busy = clients_are_busy_locked (f, now);
@@ -755,6 +739,24 @@ worker_main (void *opaque)
 
 /*--- Starting and stopping. -------------------------------------------*/
 
+/* Have a share.  Returns 0 or ENOMEM. */
+static int
+set_share (struct filler *f)
+{
+  struct filler_options *o = &f->options;
+  int r;
+
+  if (o->share == NULL) {
+    r = filler_share_new (&f->own_share, o->nr_workers, o->request_bytes,
+                          o->rate_bytes);
+    if (r)
+      return r;
+    o->share = f->own_share;
+  }
+  filler_share_join (o->share);
+  return 0;
+}
+
 static struct filler *
 new_filler (const struct filler_options *options)
 {
@@ -772,6 +774,11 @@ new_filler (const struct filler_options *options)
     return NULL;
   }
   f->options = *options;
+  if (set_share (f) != 0) {
+    free (f->workers);
+    free (f);
+    return NULL;
+  }
   f->size_bytes = overlay_size_bytes (options->ov);
   f->last_kept = &f->first_kept;
   f->wanted = options->wanted == NULL;
@@ -792,14 +799,8 @@ new_filler (const struct filler_options *options)
 static int
 start_worker (struct filler *f, struct worker *w)
 {
-  int r;
+  int r = pthread_create (&w->thread, NULL, worker_main, w);
 
-  if (!f->options.only_keep) {
-    w->buf = malloc (f->options.request_bytes);
-    if (w->buf == NULL)
-      return ENOMEM;
-  }
-  r = pthread_create (&w->thread, NULL, worker_main, w);
   if (r == 0)
     f->nr_started++;
   return r;
@@ -855,8 +856,8 @@ filler_stop (struct filler *f)
   overlay_interrupt (f->options.ov);
   for (i = 0; i < f->nr_started; i++)
     pthread_join (f->workers[i].thread, NULL);
-  for (i = 0; i < f->options.nr_workers; i++)
-    free (f->workers[i].buf);
+  filler_share_leave (f->options.share);
+  filler_share_free (f->own_share);
   forget_kept_locked (f);
   pthread_cond_destroy (&f->wake);
   pthread_mutex_destroy (&f->lock);

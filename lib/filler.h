@@ -43,7 +43,8 @@
  * Locks
  * -----
  * filler->lock protects all that is not said to be atomic or a worker's own.
- * No other lock is taken and no I/O done while it is held.
+ * No other lock is taken while it is held, but that of the share, and no I/O
+ * is done.
  */
 
 #ifndef ADDCOW_FILLER_H
@@ -56,13 +57,20 @@
 #include "overlay.h"
 
 struct filler;
+struct filler_share;
 
 struct filler_options {
   struct overlay *ov;
   struct image *image; /* attached; for all workers, at a time */
   unsigned nr_workers;
-  size_t request_bytes;  /* of data at once; a multiple of 4096 */
-  uint64_t rate_bytes;   /* of data in a second; 0: as fast as can be */
+  size_t request_bytes; /* of data at once; a multiple of 4096 */
+  uint64_t rate_bytes;  /* of data in a second; 0: as fast as can be */
+
+  /* The rate and the buffers of this, instead of RATE_BYTES and its own; its
+   * owner frees it later.  Or NULL.
+   */
+  struct filler_share *share;
+
   uint64_t commit_bytes; /* 0: commit only when all is allocated */
 
   /* The image as a file, to write it out as it is filled; or -1. */
