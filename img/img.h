@@ -16,6 +16,7 @@
 #include <stdio.h>
 
 #include "error.h"
+#include "text.h"
 
 /* main.c */
 
@@ -75,13 +76,7 @@ int size_parse (const char *text, uint64_t *size_bytes);
 #define SIZE_TEXT_BYTES 32
 const char *size_text (uint64_t size_bytes, char buf[SIZE_TEXT_BYTES]);
 
-/* text.c */
-
-/* Print TEXT, such as the name of a file, so that it stays in its line
- * and does nothing to a terminal: control characters as a backslash and
- * three octal digits for each byte, a backslash as two.
- */
-void text_print (FILE *fp, const char *text);
+/* terminal.c */
 
 /* How wide the terminal FP is; of one that does not tell, as usual. */
 size_t terminal_columns (FILE *fp);

@@ -10,7 +10,7 @@
 /* The program has no other files of the tool. */
 #include "progress.c"
 #include "size.c"
-#include "text.c"
+#include "terminal.c"
 
 #define MIB (UINT64_C (1) << 20)
 #define GIB (UINT64_C (1) << 30)
