@@ -5,7 +5,8 @@
  * The input is strings, each up to a NUL: the arguments of a server.  What has
  * a "=" in it is a parameter too.
  *
- * No file is opened: here it is looked at what is asked for.
+ * No file is opened: here it is looked at what is asked for.  What is a folder
+ * is so for the filter, too.
  */
 
 #include <config.h>
@@ -15,7 +16,11 @@
 
 /* Of which the state must be forgotten, and static functions called. */
 /* clang-format off */
+#include "server-args.h"
+void real_server_args_get (struct server_args *args, const char *filter);
+#define server_args_get real_server_args_get
 #include "server-args.c"
+#undef server_args_get
 #include "addcow.c"
 /* clang-format on */
 
@@ -77,10 +82,25 @@ nbdkit_parse_unsigned (const char *what, const char *value, unsigned *n)
   return -1;
 }
 
+void
+nbdkit_debug (const char *format UNUSED, ...)
+{
+}
+
 char *
 nbdkit_absolute_path (const char *path)
 {
   return strdup (path);
+}
+
+char *
+nbdkit_realpath (const char *path)
+{
+  char *real = realpath (path, NULL);
+
+  if (real == NULL)
+    nbdkit_error ("realpath: %m");
+  return real;
 }
 
 int
@@ -98,6 +118,25 @@ nbdkit_add_extent (struct nbdkit_extents *extents UNUSED,
 }
 
 /* Nobody gets as far as these. */
+const char *
+nbdkit_strdup_intern (const char *string UNUSED)
+{
+  abort ();
+}
+
+int
+nbdkit_add_export (struct nbdkit_exports *exports UNUSED,
+                   const char *name UNUSED, const char *description UNUSED)
+{
+  abort ();
+}
+
+size_t
+nbdkit_exports_count (const struct nbdkit_exports *exports UNUSED)
+{
+  abort ();
+}
+
 struct nbdkit_extents *
 nbdkit_extents_new (uint64_t start UNUSED, uint64_t end UNUSED)
 {
@@ -164,24 +203,37 @@ next_config_of_plugin (nbdkit_backend *nxdata UNUSED, const char *key,
   return 0;
 }
 
+/* The command line of the input. */
+static struct server_args cmdline_args;
+
+void
+server_args_get (struct server_args *args, const char *name UNUSED)
+{
+  *args = cmdline_args;
+}
+
 static int
 next_complete (nbdkit_backend *nxdata UNUSED)
 {
-  abort (); /* no disk was opened */
+  CHECK (only == NULL); /* no disk was opened */
+  CHECK (folder && folder_path[0] == '/');
+  CHECK (settings.args.file_plugin && dir_parameter == NULL);
+  CHECK (settings.file_parameter == NULL);
+  return 0;
 }
 
 static void
 forget_parameters (void)
 {
-  metadata_file = file_parameter = dir_parameter = NULL;
-  backing_name = backing_format = confine = NULL;
-  backing_timeout = BACKING_TIMEOUT_SECONDS;
-  commit_interval = 5;
-  switch_clear (&on_read);
-  switch_clear (&hydrating);
-  on_cache = 0;
-  hydrate_given = false;
-  hydrate_rate = 0;
+  addcow_unload ();
+  metadata_name = dir_parameter = NULL;
+  folder = NULL;
+  folder_path = made_confine = made_backing = NULL;
+  unconfined = false;
+  settings = (struct settings){
+    .backing_timeout_seconds = BACKING_TIMEOUT_SECONDS,
+    .commit_interval_seconds = 5,
+  };
 }
 
 /* One argument; nbdkit refuses a key that is empty. */
@@ -208,6 +260,7 @@ try_parameters (struct input in)
   bool good = true;
   char *arguments[64];
   size_t i, n;
+  int r;
 
   for (n = 0; good && in.left > 0 && n < ARRAY_SIZE (arguments); n++) {
     arguments[n] = take_string (&in);
@@ -215,8 +268,9 @@ try_parameters (struct input in)
   }
   before = nr_errors;
   if (good) {
-    CHECK (addcow_config_complete (next_complete, NULL) == -1);
-    CHECK (nr_errors == before + 1);
+    r = addcow_config_complete (next_complete, NULL);
+    CHECK (r == 0 || r == -1);
+    CHECK (nr_errors == before - (unsigned) r);
   }
   forget_parameters ();
   for (i = 0; i < n; i++)
@@ -242,6 +296,7 @@ try_cmdline (struct input in)
   opterr = 0;
   parse (&args, argc, argv, "addcow");
   CHECK (!args.file_plugin_is_next || args.file_plugin);
+  cmdline_args = args;
 }
 
 int

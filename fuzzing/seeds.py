@@ -397,6 +397,10 @@ filter_(
 )
 filter_("twice", b"nbdkit", b"x", b"addcow=a", b"addcow=b")
 filter_("unknown", b"nbdkit", b"x", b"addcow-nothing=1")
+filter_("many", b"nbdkit", b"--filter=addcow", b"file", b"addcow=/",
+        b"addcow-hydrate=1", b"addcow-confine=none", b"addcow-backing=x")
+filter_("many-confined", b"nbdkit", b"--filter=addcow", b"file", b"addcow=.",
+        b"addcow-confine=/", b"addcow-hydrate-rate=1")
 filter_("folder", b"nbdkit", b"--filter=addcow", b"file", b"dir=.", b"addcow=x")
 filter_("timeout", b"nbdkit", b"null", b"addcow=x", b"addcow-backing-timeout=0")
 filter_("options", b"nbdkit", b"-U-", b"-vf", b"--port", b"--run", b"x", b"null")

@@ -171,9 +171,11 @@ check "not a regular file" bad/fifo-link
 check "not a regular file" bad/socket
 check "not a regular file" /dev/zero
 check "not a regular file" /dev/null
-check "Is a directory" bad/folder
-check "Is a directory" bad/folder-link
-check "Is a directory" bad/folder/
+# The filter serves what is in them.
+for name in bad/folder bad/folder-link bad/folder/; do
+    fails_in_time "$name: Is a directory" addcow-img info "$name"
+    fails_in_time "$name: Is a directory" addcow-img map "$name"
+done
 check "No such file or directory" bad/missing
 check "No such file or directory" bad/missing/missing
 check "No such file or directory" bad/dangling

@@ -3,199 +3,60 @@
  * nbdkit-addcow-filter: parameters and callbacks.  What an overlay is and
  * does is in lib/overlay.h.
  *
- * The overlay is opened in .config_complete, so that what is wrong with
- * its files is an error at start, and before the server forks or changes
- * its user.  All connections share it; each has its own image, which is
- * attached from .prepare to .finalize.
+ * With addcow=FILE one overlay is opened in .config_complete, so that what is
+ * wrong with its files is an error at start, and before the server forks or
+ * changes its user; all connections share it.  With addcow=FOLDER a client
+ * chooses one when it connects, see folder.h.  Each connection has its own
+ * image, which is attached from .prepare to .finalize.
  */
 
 #include <config.h>
 
 #include <errno.h>
-#include <inttypes.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <nbdkit-filter.h>
 
 #include "committer.h"
 #include "common.h"
-#include "disk.h"
-#include "error.h"
-#include "hydrate.h"
-#include "image-next.h"
+#include "filler-share.h"
+#include "folder.h"
+#include "names.h"
+#include "report.h"
+#include "served.h"
 #include "server-args.h"
 #include "switch.h"
 
 #define MAX_TIMEOUT_SECONDS 86400
 
-/* The parameters. */
-static const char *metadata_file;
-static const char *file_parameter; /* file=, which is the plugin's */
-static const char *dir_parameter;  /* the name of dir=, so is this */
-static const char *backing_name;   /* "" for none */
-static const char *backing_format;
-static const char *confine;
-static unsigned backing_timeout = BACKING_TIMEOUT_SECONDS;
-static unsigned commit_interval = 5;
-static struct switch_ on_read;
-static int on_cache;
-static struct switch_ hydrating;
-static bool hydrate_given;
-static uint64_t hydrate_rate; /* bytes a second; 0: any */
+/* Of all overlays of a folder together: steps of filling at a time, and data
+ * of each.
+ */
+#define MAX_FILL_STEPS 8
+#define MAX_FILL_BYTES (1024 * 1024)
 
-/* What the parameters made: the one disk that is served. */
-static struct disk *disk;
-static struct committer committer;
-static struct hydrate hydrate;
-static int server_thread_model;
-static _Atomic bool stands_alone; /* it was said */
+/* The parameters. */
+static const char *metadata_name; /* addcow=: a file or a folder */
+static const char *dir_parameter; /* the name of dir=, the plugin's */
+static struct settings settings = {
+  .backing_timeout_seconds = BACKING_TIMEOUT_SECONDS,
+  .commit_interval_seconds = 5,
+};
+
+/* What they made: one of both. */
+static struct served *only;                             /* the overlay */
+static struct folder *folder;                           /* many of them */
+static char *folder_path, *made_confine, *made_backing; /* made absolute */
 
 struct handle {
+  struct served *served;
   bool read_only;
   bool attached;
   struct image_next image;
 };
-
-/*--- Errors. ----------------------------------------------------------*/
-
-static void
-report_failure (const struct failure *f)
-{
-  const char *name = f->file_name ? f->file_name : metadata_file;
-
-  if (f->err == ADDCOW_E_IN_USE)
-    nbdkit_error ("%s is in use by another process", name);
-  else if (f->err == ADDCOW_E_FOREIGN_FORMAT && f->detail == NULL)
-    nbdkit_error ("%s: begins like a disk image of the format %s, and is "
-                  "read as raw only when told to: give "
-                  "addcow-backing-format=%s, or addcow-backing-format=raw "
-                  "to insist",
-                  name, f->format, f->format);
-  else
-    nbdkit_error ("%s: %s", name, failure_text (f));
-}
-
-/* Say what failed, unless the next layer has said it. */
-static void
-report_fault (const struct fault *fault)
-{
-  switch (fault->part) {
-  case FAULT_IMAGE:
-    break;
-  case FAULT_BACKING:
-    nbdkit_error ("%s: reading the backing file: %s",
-                  disk->backing_location.name, addcow_strerror (fault->err));
-    break;
-  case FAULT_METADATA:
-    nbdkit_error ("%s: metadata file: %s", disk->file_name,
-                  addcow_strerror (fault->err));
-    break;
-  case FAULT_MEMORY:
-    nbdkit_error ("%s: %s", disk->file_name, addcow_strerror (fault->err));
-    break;
-  }
-}
-
-/* What happened to a backing file, and to no request. */
-static void
-log_backing (void *opaque UNUSED, const char *name, const char *text)
-{
-  nbdkit_error ("%s: %s", name, text);
-}
-
-static void
-report_commit_fault (const struct fault *fault)
-{
-  report_fault (fault);
-  nbdkit_error ("%s: what was allocated lately could not be committed, "
-                "it will be tried again",
-                disk->file_name);
-}
-
-/* As people know it. */
-static const char *
-image_name (void)
-{
-  if (file_parameter)
-    return file_parameter;
-  return disk->header.image_file[0] ? disk->header.image_file : "the image";
-}
-
-static void
-report_filling_fault (void *opaque UNUSED, const struct fault *fault)
-{
-  if (fault->part == FAULT_BACKING)
-    nbdkit_error ("%s: reading the backing file: %s: filling goes on "
-                  "elsewhere and tries again",
-                  disk->backing_location.name, addcow_strerror (fault->err));
-  else
-    nbdkit_error ("%s: filling pauses: %s",
-                  fault->part == FAULT_IMAGE ? image_name () : disk->file_name,
-                  addcow_strerror (fault->err));
-}
-
-/*--- Standing alone. --------------------------------------------------*/
-
-/* When the image has everything, close what is not needed, and say so.  Who
- * cannot wait for others who read the backing file leaves it to the next one
- * who looks.
- */
-static void
-look_if_alone (bool wait)
-{
-  bool had_backing;
-
-  if (stands_alone || !disk->writable || !overlay_stands_alone (disk->overlay))
-    return;
-  if (!overlay_drop_backing (disk->overlay, wait) ||
-      atomic_exchange (&stands_alone, true))
-    return;
-  hydrate_is_complete (&hydrate);
-  had_backing = disk->backing != NULL;
-  disk_close_backing (disk);
-  nbdkit_error ("%s stands alone: %s %s no longer needed", image_name (),
-                disk->file_name,
-                had_backing ? "and the backing file are" : "is");
-}
-
-static void
-filling_is_complete (void *opaque UNUSED)
-{
-  look_if_alone (true);
-}
-
-/* Without its thread this is a request of a client. */
-static void
-is_committed (void)
-{
-  look_if_alone (committer.running);
-}
-
-/*--- Requests begin and end. ------------------------------------------*/
-
-/* The begin of a data callback.  Returns HANDLE. */
-static struct handle *
-begin (void *handle)
-{
-  hydrate_client_begins (&hydrate);
-  return handle;
-}
-
-/* The end of a data callback, whose result R is. */
-static int
-finish (int r, const struct fault *fault, int *err)
-{
-  hydrate_client_ends (&hydrate);
-  if (r == -1) {
-    report_fault (fault);
-    *err = addcow_errno (fault->err);
-  }
-  if (server_thread_model < NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS)
-    committer_poll (&committer);
-  return r;
-}
 
 /*--- Parameters. ------------------------------------------------------*/
 
@@ -230,19 +91,21 @@ set_once (const char **where, const char *key, const char *value)
 static int
 set_backing (const char *key, const char *value)
 {
-  if (set_once (&backing_name, key, value) == -1)
+  if (set_once (&settings.backing_name, key, value) == -1)
     return -1;
   if (strcmp (value, "none") == 0)
-    backing_name = "";
+    settings.backing_name = "";
   return 0;
 }
 
 static int
 set_timeout (const char *key, const char *value)
 {
-  if (nbdkit_parse_unsigned (key, value, &backing_timeout) == -1)
+  unsigned *seconds = &settings.backing_timeout_seconds;
+
+  if (nbdkit_parse_unsigned (key, value, seconds) == -1)
     return -1;
-  if (backing_timeout >= 1 && backing_timeout <= MAX_TIMEOUT_SECONDS)
+  if (*seconds >= 1 && *seconds <= MAX_TIMEOUT_SECONDS)
     return 0;
   nbdkit_error ("%s= must be from 1 to %d", key, MAX_TIMEOUT_SECONDS);
   return -1;
@@ -261,7 +124,7 @@ set_rate (const char *key, const char *value)
   const int64_t n = nbdkit_parse_size (value);
 
   if (n > 0) {
-    hydrate_rate = n;
+    settings.hydrate_rate_bytes = n;
     return 0;
   }
   if (n == 0)
@@ -277,24 +140,25 @@ addcow_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
   next_config_data = nxdata;
 
   if (strcmp (key, "addcow") == 0)
-    return set_once (&metadata_file, key, value);
+    return set_once (&metadata_name, key, value);
   if (strcmp (key, "addcow-backing") == 0)
     return set_backing (key, value);
   if (strcmp (key, "addcow-backing-format") == 0)
-    return set_once (&backing_format, key, value);
+    return set_once (&settings.backing_format, key, value);
   if (strcmp (key, "addcow-backing-timeout") == 0)
     return set_timeout (key, value);
   if (strcmp (key, "addcow-confine") == 0)
-    return set_once (&confine, key, value);
+    return set_once (&settings.confine, key, value);
   if (strcmp (key, "addcow-commit-interval") == 0)
-    return nbdkit_parse_unsigned (key, value, &commit_interval);
+    return nbdkit_parse_unsigned (key, value,
+                                  &settings.commit_interval_seconds);
   if (strcmp (key, "addcow-on-read") == 0)
-    return switch_parse (&on_read, value);
+    return switch_parse (&settings.on_read, value);
   if (strcmp (key, "addcow-on-cache") == 0)
-    return set_bool (&on_cache, value);
+    return set_bool (&settings.on_cache, value);
   if (strcmp (key, "addcow-hydrate") == 0) {
-    hydrate_given = true;
-    return switch_parse (&hydrating, value);
+    settings.hydrate_given = true;
+    return switch_parse (&settings.hydrating, value);
   }
   if (strcmp (key, "addcow-hydrate-rate") == 0)
     return set_rate (key, value);
@@ -303,14 +167,18 @@ addcow_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
     return -1;
   }
   if (strcmp (key, "file") == 0)
-    file_parameter = value;
+    settings.file_parameter = value;
   else if (is_dir_parameter (key))
     dir_parameter = key;
   return next (nxdata, key, value);
 }
 
 #define addcow_config_help \
-  "addcow=<FILE>           (required) The add-cow metadata file.\n" \
+  "addcow=<FILE>|<FOLDER>  (required) The add-cow metadata file, or a " \
+  "folder\n" \
+  "                        of such files, of which clients choose one by " \
+  "the\n" \
+  "                        name of the export.\n" \
   "addcow-backing=<NAME>   Read unallocated sectors from here instead of\n" \
   "                        from where the metadata file says; none: they\n" \
   "                        are zeroes.\n" \
@@ -329,185 +197,164 @@ addcow_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
   "addcow-on-read=<BOOL>|</PATH>  Keep what is read from the backing file\n" \
   "                        in the image; or do so while PATH exists."
 
-/* The server ends when a layer is written to that said it cannot be. */
-static bool
-can_write (struct image *image)
-{
-  return container_of (image, struct image_next, image)->can_write == 1;
-}
-
-/* Keep the sector of OFFSET, of which only a part was read. */
-static void
-keep_sector (struct image *image, uint64_t offset)
-{
-  struct fault fault;
-
-  if (hydrate.filler && filler_keep (hydrate.filler, NULL, FORMAT_SECTOR_BYTES,
-                                     offset - offset % FORMAT_SECTOR_BYTES))
-    return;
-  overlay_fill_range (disk->overlay, image, 1, offset, &fault);
-}
-
-/* Keep whole sectors that were read: later, or now if that is too much.  The
- * read has succeeded, whatever comes of this.
- */
-static void
-keep_sectors (struct image *image, const void *buf, size_t count,
-              uint64_t offset)
-{
-  struct fault fault;
-
-  if (hydrate.filler && filler_keep (hydrate.filler, buf, count, offset))
-    return;
-  overlay_keep (disk->overlay, image, buf, count, offset, false, &fault);
-}
-
-static void
-keep (struct image *image, const char *buf, size_t count, uint64_t offset)
-{
-  const uint64_t end = offset + count;
-  const uint64_t first = DIV_ROUND_UP (offset, FORMAT_SECTOR_BYTES) *
-                         FORMAT_SECTOR_BYTES;
-  const uint64_t last = end - end % FORMAT_SECTOR_BYTES;
-
-  if (first < last)
-    keep_sectors (image, buf + (first - offset), last - first, first);
-  if (first != offset)
-    keep_sector (image, offset);
-  if (last != end && last >= first)
-    keep_sector (image, last);
-}
-
-/*--- What the overlay tells. ------------------------------------------*/
-
-static void
-overlay_is_dirty (void *opaque UNUSED)
-{
-  committer_dirty (&committer);
-}
-
-static void
-overlay_missed (void *opaque UNUSED, struct image *image, const void *buf,
-                size_t count, uint64_t offset)
-{
-  if (hydrate.counts)
-    filler_hot (hydrate.filler, count, offset);
-  if (disk->writable && can_write (image) && switch_is_on (&on_read))
-    keep (image, buf, count, offset);
-}
-
-static const struct overlay_hooks overlay_hooks = {
-  .dirty = overlay_is_dirty,
-  .missed = overlay_missed,
-};
-
-/*--- Opening. ---------------------------------------------------------*/
-
 static int
-open_disk (void)
+check_filling (void)
 {
-  CLEANUP_FAILURE struct failure failure = { 0 };
-  struct server_args args;
+  const char *parameter = settings_filling (&settings);
 
-  server_args_get (&args, "addcow");
-  if (dir_parameter && args.file_plugin) {
-    nbdkit_error ("%s= cannot be used with addcow=FILE: %s describes one "
-                  "disk, not a folder of them",
-                  dir_parameter, metadata_file);
+  if (parameter && settings.args.read_only) {
+    report_error ("%s: %s needs a disk that can be written to", metadata_name,
+                  parameter);
     return -1;
   }
-  const struct disk_options options = {
-    .read_only = args.read_only,
-    .image_path = file_parameter,
-    .check_image = args.file_plugin_is_next,
-    .backing_name = backing_name,
-    .backing = {
-      .format = backing_format,
-      .timeout_seconds = backing_timeout,
-      .confine = confine,
-      .log = log_backing,
-    },
-    .hooks = &overlay_hooks,
-  };
-  if (disk_open (&disk, metadata_file, &options, &failure)) {
-    report_failure (&failure);
-    return -1;
-  }
-  hydrate.image_fd = args.file_plugin_is_next ? disk->image_fd : -1;
-  return 0;
-}
-
-/* The parameter, if any is on, that needs a disk that can be written to. */
-static const char *
-filling_parameter (void)
-{
-  if (switch_may_be_on (&hydrating))
-    return "addcow-hydrate";
-  if (switch_may_be_on (&on_read))
-    return "addcow-on-read";
-  return on_cache ? "addcow-on-cache" : NULL;
-}
-
-static bool
-filling_is_wanted (void *opaque UNUSED)
-{
-  return switch_is_on (&hydrating);
-}
-
-static void
-set_up_hydrate (void)
-{
-  hydrate.ov = disk->overlay;
-  hydrate.only_keep = !switch_may_be_on (&hydrating);
-  hydrate.rate_bytes = hydrate_rate;
-  hydrate.commits = commit_interval > 0;
-  hydrate.backing = disk->backing;
-  hydrate.wanted = hydrating.path ? filling_is_wanted : NULL;
-  hydrate.complete = filling_is_complete;
-  hydrate.failed = report_filling_fault;
-}
-
-static int
-addcow_config_complete (nbdkit_next_config_complete *next,
-                        nbdkit_backend *nxdata)
-{
-  if (metadata_file == NULL) {
-    nbdkit_error ("the parameter addcow=FILE is required");
-    return -1;
-  }
-
-  committer_init (&committer);
-  if (open_disk () == -1)
-    return -1;
-  committer.interval_seconds = commit_interval;
-  committer.ov = disk->overlay;
-  committer.report = report_commit_fault;
-  committer.committed = is_committed;
-  if (filling_parameter () && !disk->writable) {
-    nbdkit_error ("%s: %s needs a disk that can be written to", metadata_file,
-                  filling_parameter ());
-    return -1;
-  }
-  if (hydrate_rate && !hydrate_given) {
+  if (settings.hydrate_rate_bytes && !settings.hydrate_given) {
     nbdkit_error ("addcow-hydrate-rate= is for addcow-hydrate=, which was not "
                   "given");
     return -1;
   }
-  set_up_hydrate ();
+  return 0;
+}
 
-  if (file_parameter == NULL && disk->image_location.path &&
-      next_config (next_config_data, "file", disk->image_location.path) == -1)
+/*--- One overlay. -----------------------------------------------------*/
+
+static int
+complete_file (void)
+{
+  const struct served_files files = {
+    .name = metadata_name,
+    .confine = settings.confine,
+  };
+  const char *image;
+
+  if (dir_parameter && settings.args.file_plugin) {
+    report_error ("%s= cannot be used with addcow=FILE: %s describes one "
+                  "disk, not a folder of them",
+                  dir_parameter, metadata_name);
     return -1;
-  return next (nxdata);
+  }
+  if (served_open (&only, &settings, &files) == -1)
+    return -1;
+  image = only->disk->image_location.path;
+  if (settings.file_parameter || image == NULL)
+    return 0;
+  return next_config (next_config_data, "file", image);
+}
+
+/*--- A folder. --------------------------------------------------------*/
+
+/* Each overlay has three files open or more. */
+static void
+raise_nofile_limit (void)
+{
+  struct rlimit limit;
+
+  if (getrlimit (RLIMIT_NOFILE, &limit) == -1 ||
+      limit.rlim_cur == limit.rlim_max)
+    return;
+  limit.rlim_cur = limit.rlim_max;
+  if (setrlimit (RLIMIT_NOFILE, &limit) == -1)
+    nbdkit_debug ("setrlimit: %m");
+}
+
+/* Overlays are opened when the server's folder is another one. */
+static int
+make_names_absolute (void)
+{
+  folder_path = nbdkit_realpath (metadata_name);
+  if (folder_path == NULL)
+    return -1;
+  if (settings.confine == NULL)
+    settings.confine = folder_path;
+  else {
+    settings.confine = made_confine = nbdkit_realpath (settings.confine);
+    if (made_confine == NULL)
+      return -1;
+  }
+  if (settings.backing_name && settings.backing_name[0] &&
+      !name_is_uri (settings.backing_name)) {
+    settings.backing_name = made_backing = nbdkit_absolute_path (
+        settings.backing_name);
+    if (made_backing == NULL)
+      return -1;
+  }
+  return 0;
+}
+
+/* The plugin opens the images, by their names in the folder. */
+static int
+check_folder_plugin (void)
+{
+  if (!settings.args.file_plugin) {
+    report_error ("%s is a folder: its overlays can be served over "
+                  "nbdkit-file-plugin alone",
+                  metadata_name);
+    return -1;
+  }
+  if (settings.file_parameter || dir_parameter) {
+    report_error ("%s= cannot be used with addcow=FOLDER: the images are those "
+                  "that metadata files in %s name",
+                  settings.file_parameter ? "file" : dir_parameter,
+                  metadata_name);
+    return -1;
+  }
+  if (switch_may_be_on (&settings.hydrating) &&
+      !settings.args.file_plugin_is_next) {
+    nbdkit_error ("addcow-hydrate cannot be used here: the images of a folder "
+                  "are filled as files, and a filter behind this one would "
+                  "be left out");
+    return -1;
+  }
+  return 0;
+}
+
+static int
+complete_folder (void)
+{
+  int r;
+
+  if (check_folder_plugin () == -1 || make_names_absolute () == -1)
+    return -1;
+  raise_nofile_limit ();
+  r = filler_share_new (&settings.share, MAX_FILL_STEPS, MAX_FILL_BYTES,
+                        settings.hydrate_rate_bytes);
+  if (r) {
+    nbdkit_error ("%s", addcow_strerror (r));
+    return -1;
+  }
+  if (folder_new (&folder, &settings, folder_path) == -1)
+    return -1;
+  return next_config (next_config_data, "dir", folder_path);
 }
 
 /*--- The server's life. -----------------------------------------------*/
 
 static int
+addcow_config_complete (nbdkit_next_config_complete *next,
+                        nbdkit_backend *nxdata)
+{
+  struct stat st;
+  int r;
+
+  if (metadata_name == NULL) {
+    nbdkit_error ("the parameter addcow=FILE is required");
+    return -1;
+  }
+  committer_init (&settings.committer, settings.commit_interval_seconds);
+  server_args_get (&settings.args, "addcow");
+  if (check_filling () == -1)
+    return -1;
+  if (stat (metadata_name, &st) == 0 && S_ISDIR (st.st_mode))
+    r = complete_folder ();
+  else
+    r = complete_file ();
+  return r == -1 ? -1 : next (nxdata);
+}
+
+static int
 addcow_get_ready (int thread_model)
 {
-  server_thread_model = thread_model;
-  if (switch_may_be_on (&hydrating) &&
+  settings.thread_model = thread_model;
+  if (switch_may_be_on (&settings.hydrating) &&
       thread_model < NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS) {
     nbdkit_error ("addcow-hydrate cannot be used here: the plugin or a filter "
                   "takes one request at a time of all connections");
@@ -516,104 +363,135 @@ addcow_get_ready (int thread_model)
   return 0;
 }
 
-static int check_next (nbdkit_next *next, const struct image_next *image);
-
-/* A thread of ours can keep what is read, and fill. */
-static bool
-needs_hydrate (void)
+/* How many threads commit: none, where nbdkit has to know of each request. */
+static unsigned
+nr_committers (void)
 {
-  return (switch_may_be_on (&hydrating) || switch_may_be_on (&on_read)) &&
-         server_thread_model >= NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS;
+  if (settings.thread_model < NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS)
+    return 0;
+  return folder ? MAX_COMMITTERS : 1;
 }
 
 static int
 addcow_after_fork (nbdkit_backend *backend)
 {
-  int r;
+  int r = committer_start (&settings.committer, nr_committers ());
 
-  if (needs_hydrate () &&
-      hydrate_start (&hydrate, backend, server_thread_model, check_next) == -1)
-    return -1;
-  r = committer_start (&committer, server_thread_model >=
-                                       NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS);
   if (r) {
     nbdkit_error ("cannot start a thread: %s", addcow_strerror (r));
     return -1;
   }
-  return 0;
+  return only ? served_start (only, backend) : 0;
 }
 
 static void
 addcow_cleanup (nbdkit_backend *backend UNUSED)
 {
-  struct fault fault;
-
-  if (!hydrate_stop (&hydrate, &fault))
-    report_commit_fault (&fault);
-  committer_stop (&committer);
-  /* By what was kept only now. */
-  look_if_alone (true);
-  if (overlay_uncommitted (disk->overlay))
-    nbdkit_error ("%s: what was allocated since the last commit is lost",
-                  disk->file_name);
+  if (only)
+    served_stop (only);
+  committer_stop (&settings.committer);
 }
 
 static void
 addcow_unload (void)
 {
-  disk_close (disk);
-  switch_clear (&on_read);
-  switch_clear (&hydrating);
+  served_close (only);
+  folder_free (folder);
+  filler_share_free (settings.share);
+  free (folder_path);
+  free (made_confine);
+  free (made_backing);
+  switch_clear (&settings.on_read);
+  switch_clear (&settings.hydrating);
+}
+
+/*--- Exports. ---------------------------------------------------------*/
+
+static int
+addcow_list_exports (nbdkit_next_list_exports *next, nbdkit_backend *nxdata,
+                     int readonly, int is_tls UNUSED,
+                     struct nbdkit_exports *exports)
+{
+  if (folder)
+    return folder_list (folder, exports);
+  return next (nxdata, readonly, exports);
+}
+
+/* A folder has none, which .open says. */
+static const char *
+addcow_default_export (nbdkit_next_default_export *next, nbdkit_backend *nxdata,
+                       int readonly, int is_tls UNUSED)
+{
+  return folder ? "" : next (nxdata, readonly);
+}
+
+static const char *
+addcow_export_description (nbdkit_next *next, void *handle)
+{
+  struct handle *h = handle;
+  CLEANUP_FREE char *text = NULL;
+
+  if (folder == NULL)
+    return next->export_description (next);
+  text = folder_describe (&h->served->disk->header);
+  return text ? nbdkit_strdup_intern (text) : NULL;
 }
 
 /*--- Connections. -----------------------------------------------------*/
 
-/* The disk is one, whatever name a client asks for: the plugin, which may
- * choose an image by it, is asked for its default.
+/* Have the overlay of EXPORTNAME for H. */
+static int
+get_served (struct handle *h, const char *exportname)
+{
+  if (folder)
+    return folder_get (folder, exportname, &h->served);
+  h->served = only;
+  return 0;
+}
+
+static void
+put_served (struct handle *h)
+{
+  if (folder)
+    folder_put (folder, h->served);
+}
+
+/* Open the next layer.  One overlay is one disk, whatever name a client asks
+ * for: the plugin, which may choose an image by it, is asked for its default.
  */
+static int
+open_next (struct handle *h, nbdkit_next_open *next, nbdkit_context *context,
+           int readonly)
+{
+  struct disk *disk = h->served->disk;
+
+  h->read_only = readonly || !disk->writable;
+  if (next (context, h->read_only,
+            folder ? name_basename (disk->header.image_file) : "") == -1)
+    return -1;
+  return served_check_name (h->served);
+}
+
 static void *
 addcow_open (nbdkit_next_open *next, nbdkit_context *context, int readonly,
-             const char *exportname UNUSED, int is_tls UNUSED)
+             const char *exportname, int is_tls UNUSED)
 {
-  struct handle *h;
+  struct handle *h = calloc (1, sizeof *h);
 
-  if (!disk->writable)
-    readonly = 1;
-  if (next (context, readonly, "") == -1)
-    return NULL;
-
-  h = calloc (1, sizeof *h);
   if (h == NULL) {
     nbdkit_error ("calloc: %m");
     return NULL;
   }
-  h->read_only = readonly;
+  if (get_served (h, exportname) == -1) {
+    free (h);
+    return NULL;
+  }
+  if (open_next (h, next, context, readonly) == -1) {
+    put_served (h);
+    free (h);
+    return NULL;
+  }
   return h;
-}
-
-/* Can the next layer be the image? */
-static int
-check_next (nbdkit_next *next, const struct image_next *image)
-{
-  uint32_t minimum, preferred, maximum;
-
-  if ((uint64_t) image->size_bytes < overlay_size_bytes (disk->overlay)) {
-    nbdkit_error ("%s: the image is %" PRId64 " bytes long, shorter than "
-                  "the virtual disk of %" PRIu64 " bytes",
-                  disk->image_location.name ? disk->image_location.name
-                                            : disk->file_name,
-                  image->size_bytes, overlay_size_bytes (disk->overlay));
-    return -1;
-  }
-  if (next->block_size (next, &minimum, &preferred, &maximum) == -1)
-    return -1;
-  if (minimum > FORMAT_SECTOR_BYTES) {
-    nbdkit_error ("%s: the image takes no requests smaller than %" PRIu32
-                  " bytes: add --filter=blocksize behind this filter",
-                  disk->file_name, minimum);
-    return -1;
-  }
-  return 0;
 }
 
 static int
@@ -621,15 +499,15 @@ addcow_prepare (nbdkit_next *next, void *handle, int readonly UNUSED)
 {
   struct handle *h = handle;
 
-  if (image_next_init (&h->image, next, server_thread_model) == -1)
+  if (image_next_init (&h->image, next, settings.thread_model) == -1)
     return -1;
   if (h->image.can_write != 1)
     h->read_only = true;
-  if (check_next (next, &h->image) == -1) {
+  if (served_check_image (h->served, next, &h->image) == -1) {
     image_next_destroy (&h->image);
     return -1;
   }
-  overlay_attach (disk->overlay, &h->image.image);
+  overlay_attach (h->served->disk->overlay, &h->image.image);
   h->attached = true;
   return 0;
 }
@@ -637,14 +515,9 @@ addcow_prepare (nbdkit_next *next, void *handle, int readonly UNUSED)
 static void
 detach (struct handle *h)
 {
-  struct fault fault;
-
   if (!h->attached)
     return;
-  if (overlay_detach (disk->overlay, &h->image.image, &fault) == -1)
-    report_commit_fault (&fault);
-  else
-    look_if_alone (false);
+  served_detach (h->served, &h->image.image);
   image_next_destroy (&h->image);
   h->attached = false;
 }
@@ -663,15 +536,18 @@ addcow_close (void *handle)
 
   /* Attached still when a filter before this one failed. */
   detach (h);
+  put_served (h);
   free (h);
 }
 
 /*--- What the export can do. ------------------------------------------*/
 
 static int64_t
-addcow_get_size (nbdkit_next *next UNUSED, void *handle UNUSED)
+addcow_get_size (nbdkit_next *next UNUSED, void *handle)
 {
-  return overlay_size_bytes (disk->overlay);
+  struct handle *h = handle;
+
+  return overlay_size_bytes (h->served->disk->overlay);
 }
 
 static int
@@ -737,73 +613,90 @@ image_flags (uint32_t flags)
          (flags & NBDKIT_FLAG_FAST_ZERO ? IMAGE_FAST : 0);
 }
 
+/* The begin of a data callback.  Returns the overlay of H. */
+static struct overlay *
+begin (struct handle *h)
+{
+  served_begin (h->served);
+  return h->served->disk->overlay;
+}
+
+/* The end of a data callback, whose result R is. */
+static int
+finish (struct handle *h, int r, const struct fault *fault, int *err)
+{
+  return served_finish (h->served, r, fault, err);
+}
+
 static int
 addcow_pread (nbdkit_next *next UNUSED, void *handle, void *buf, uint32_t count,
               uint64_t offset, uint32_t flags UNUSED, int *err)
 {
-  struct handle *h = begin (handle);
+  struct handle *h = handle;
+  struct overlay *ov = begin (h);
   struct fault fault;
-  int r = overlay_read (disk->overlay, &h->image.image, buf, count, offset,
-                        &fault);
+  int r = overlay_read (ov, &h->image.image, buf, count, offset, &fault);
 
-  return finish (r, &fault, err);
+  return finish (h, r, &fault, err);
 }
 
 static int
 addcow_pwrite (nbdkit_next *next UNUSED, void *handle, const void *buf,
                uint32_t count, uint64_t offset, uint32_t flags, int *err)
 {
-  struct handle *h = begin (handle);
+  struct handle *h = handle;
+  struct overlay *ov = begin (h);
   struct fault fault;
-  int r = overlay_write (disk->overlay, &h->image.image, buf, count, offset,
+  int r = overlay_write (ov, &h->image.image, buf, count, offset,
                          image_flags (flags), &fault);
 
-  return finish (r, &fault, err);
+  return finish (h, r, &fault, err);
 }
 
 static int
 addcow_flush (nbdkit_next *next UNUSED, void *handle, uint32_t flags UNUSED,
               int *err)
 {
-  struct handle *h = begin (handle);
+  struct handle *h = handle;
+  struct overlay *ov = begin (h);
   struct fault fault;
   int r = 0;
 
   /* Nothing is written to a disk that is not writable. */
-  if (disk->writable)
-    r = overlay_flush (disk->overlay, &h->image.image, &fault);
-  /* Else its thread will. */
-  if (r == 0 && !committer.running)
-    look_if_alone (false);
-
-  return finish (r, &fault, err);
+  if (h->served->disk->writable)
+    r = overlay_flush (ov, &h->image.image, &fault);
+  if (r == 0)
+    served_flushed (h->served);
+  return finish (h, r, &fault, err);
 }
 
 static int
 addcow_trim (nbdkit_next *next UNUSED, void *handle, uint32_t count,
              uint64_t offset, uint32_t flags, int *err)
 {
-  struct handle *h = begin (handle);
+  struct handle *h = handle;
+  struct overlay *ov = begin (h);
   struct fault fault;
-  int r = overlay_trim (disk->overlay, &h->image.image, count, offset,
-                        image_flags (flags), &fault);
+  int r = overlay_trim (ov, &h->image.image, count, offset, image_flags (flags),
+                        &fault);
 
-  return finish (r, &fault, err);
+  return finish (h, r, &fault, err);
 }
 
 static int
 addcow_zero (nbdkit_next *next UNUSED, void *handle, uint32_t count,
              uint64_t offset, uint32_t flags, int *err)
 {
-  struct handle *h = begin (handle);
+  struct handle *h = handle;
+  struct overlay *ov = begin (h);
   struct fault fault;
-  int r = overlay_zero (disk->overlay, &h->image.image, count, offset,
-                        image_flags (flags), &fault);
+  int r = overlay_zero (ov, &h->image.image, count, offset, image_flags (flags),
+                        &fault);
 
   /* The server takes this errno for the answer to a fast zero alone. */
   if (r == -1 && fault.err == EOPNOTSUPP && !(flags & NBDKIT_FLAG_FAST_ZERO))
     fault.err = EIO;
-  return finish (r, &fault, err);
+  return finish (h, r, &fault, err);
 }
 
 /* Extents on their way to nbdkit. */
@@ -829,17 +722,18 @@ addcow_extents (nbdkit_next *next UNUSED, void *handle, uint32_t count,
                 uint64_t offset, uint32_t flags, struct nbdkit_extents *extents,
                 int *err)
 {
-  struct handle *h = begin (handle);
+  struct handle *h = handle;
+  struct overlay *ov = begin (h);
   struct fault fault;
   struct adder a = {
     .extents = extents,
     .offset = offset,
     .one = flags & NBDKIT_FLAG_REQ_ONE,
   };
-  int r = overlay_extents (disk->overlay, &h->image.image, count, offset,
-                           add_extent, &a, &fault);
+  int r = overlay_extents (ov, &h->image.image, count, offset, add_extent, &a,
+                           &fault);
 
-  return finish (r, &fault, err);
+  return finish (h, r, &fault, err);
 }
 
 /* How much of a cache request is filled before looking if anybody waits for
@@ -853,11 +747,12 @@ addcow_extents (nbdkit_next *next UNUSED, void *handle, uint32_t count,
 static int
 fill (struct handle *h, uint64_t count, uint64_t offset, struct fault *fault)
 {
+  struct overlay *ov = h->served->disk->overlay;
+
   while (count > 0) {
     const uint64_t n = MIN (count, FILL_BYTES);
 
-    if (overlay_fill_range (disk->overlay, &h->image.image, n, offset, fault) ==
-        -1)
+    if (overlay_fill_range (ov, &h->image.image, n, offset, fault) == -1)
       return -1;
     offset += n;
     count -= n;
@@ -873,15 +768,16 @@ static int
 addcow_cache (nbdkit_next *next UNUSED, void *handle, uint32_t count,
               uint64_t offset, uint32_t flags UNUSED, int *err)
 {
-  struct handle *h = begin (handle);
+  struct handle *h = handle;
+  struct overlay *ov = begin (h);
   struct fault fault;
   int r = 0;
 
-  if (on_cache && !h->read_only)
+  if (settings.on_cache && !h->read_only)
     r = fill (h, count, offset, &fault);
   if (r == 0)
-    r = overlay_cache (disk->overlay, &h->image.image, count, offset, &fault);
-  return finish (r, &fault, err);
+    r = overlay_cache (ov, &h->image.image, count, offset, &fault);
+  return finish (h, r, &fault, err);
 }
 
 static struct nbdkit_filter filter = {
@@ -896,10 +792,13 @@ static struct nbdkit_filter filter = {
   .get_ready = addcow_get_ready,
   .after_fork = addcow_after_fork,
   .cleanup = addcow_cleanup,
+  .list_exports = addcow_list_exports,
+  .default_export = addcow_default_export,
   .open = addcow_open,
   .close = addcow_close,
   .prepare = addcow_prepare,
   .finalize = addcow_finalize,
+  .export_description = addcow_export_description,
   .get_size = addcow_get_size,
   .block_size = addcow_block_size,
   .can_write = addcow_can_write,

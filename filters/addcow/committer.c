@@ -2,78 +2,115 @@
 
 #include <config.h>
 
+#include <assert.h>
 #include <errno.h>
 
-#include "common.h"
 #include "committer.h"
+#include "common.h"
 
 void
-committer_init (struct committer *c)
+committer_init (struct committer *c, unsigned interval_seconds)
 {
   pthread_condattr_t attr;
 
-  *c = (struct committer){ .interval_seconds = 0 };
+  *c = (struct committer){ .interval_seconds = interval_seconds };
   pthread_mutex_init (&c->lock, NULL);
   pthread_condattr_init (&attr);
   pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
   pthread_cond_init (&c->wake, &attr);
   pthread_condattr_destroy (&attr);
+  pthread_cond_init (&c->idle, NULL);
 }
 
+/*--- The queue. -------------------------------------------------------*/
+
+/* Put it behind all others, or before them if it is due at once. */
 static void
-mark_dirty_locked (struct committer *c)
+queue_locked (struct committer *c, struct commits *commits, bool at_once)
 {
-  if (c->dirty)
+  if (commits->queued)
     return;
-  c->dirty = true;
-  clock_gettime (CLOCK_MONOTONIC, &c->due);
-  c->due.tv_sec += c->interval_seconds;
+  clock_gettime (CLOCK_MONOTONIC, &commits->due);
+  commits->queued = true;
+  commits->prev = commits->next = NULL;
+  if (!at_once)
+    commits->due.tv_sec += c->interval_seconds;
+  if (c->first == NULL)
+    c->first = c->last = commits;
+  else if (at_once) {
+    commits->next = c->first;
+    c->first = c->first->prev = commits;
+  }
+  else {
+    commits->prev = c->last;
+    c->last = c->last->next = commits;
+  }
   pthread_cond_signal (&c->wake);
 }
 
-void
-committer_dirty (void *opaque)
+static void
+unqueue_locked (struct committer *c, struct commits *commits)
 {
-  struct committer *c = opaque;
-
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
-  mark_dirty_locked (c);
+  if (!commits->queued)
+    return;
+  commits->queued = false;
+  *(commits->prev ? &commits->prev->next : &c->first) = commits->next;
+  *(commits->next ? &commits->next->prev : &c->last) = commits->prev;
 }
 
 static bool
-is_due_locked (const struct committer *c)
+is_due (const struct commits *commits)
 {
   struct timespec now;
 
-  if (!c->dirty)
-    return false;
   clock_gettime (CLOCK_MONOTONIC, &now);
-  return now.tv_sec > c->due.tv_sec ||
-         (now.tv_sec == c->due.tv_sec && now.tv_nsec >= c->due.tv_nsec);
+  return now.tv_sec > commits->due.tv_sec ||
+         (now.tv_sec == commits->due.tv_sec &&
+          now.tv_nsec >= commits->due.tv_nsec);
 }
 
-/* Commit, and see whether there is more already.  Caller holds c->lock,
- * which is released meanwhile.
- */
-static void
-commit_locked (struct committer *c)
+/*--- Commits. ---------------------------------------------------------*/
+
+/* Returns whether it failed. */
+static bool
+commit (struct commits *commits, bool had_failed)
 {
   struct fault fault;
-  bool failed;
 
-  c->dirty = false;
+  if (overlay_commit (commits->ov, &fault) == 0) {
+    commits->committed (commits->opaque);
+    return false;
+  }
+  /* A disk that stays full is reported once, not at every interval. */
+  if (!had_failed)
+    commits->report (commits->opaque, &fault);
+  return true;
+}
+
+/* Commit one that is queued, and see whether there is more already.  Caller
+ * holds c->lock, which is released meanwhile.
+ */
+static void
+commit_locked (struct committer *c, struct commits *commits)
+{
+  const bool begun = commits->begun, had_failed = commits->failed;
+  bool failed = had_failed;
+
+  unqueue_locked (c, commits);
+  commits->busy = commits->begun = true;
+  commits->dirty = false;
   pthread_mutex_unlock (&c->lock);
-  failed = overlay_commit (c->ov, &fault) == -1;
-  if (!failed)
-    c->committed ();
+  if (begun)
+    failed = commit (commits, had_failed);
+  else
+    commits->committed (commits->opaque); /* all may be there since long */
   pthread_mutex_lock (&c->lock);
 
-  /* A disk that stays full is reported once, not at every interval. */
-  if (failed && !c->failed)
-    c->report (&fault);
-  c->failed = failed;
-  if (overlay_uncommitted (c->ov))
-    mark_dirty_locked (c);
+  commits->busy = false;
+  commits->failed = failed;
+  pthread_cond_broadcast (&c->idle);
+  if (commits->added && (commits->dirty || overlay_uncommitted (commits->ov)))
+    queue_locked (c, commits, false);
 }
 
 static void *
@@ -81,13 +118,15 @@ committer_thread (void *opaque)
 {
   struct committer *c = opaque;
 
-  c->committed (); /* all may be there since long */
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
   while (!c->stop) {
-    if (is_due_locked (c))
-      commit_locked (c);
-    else if (c->dirty)
-      pthread_cond_timedwait (&c->wake, &c->lock, &c->due);
+    if (c->first && is_due (c->first))
+      commit_locked (c, c->first);
+    else if (c->first) {
+      const struct timespec due = c->first->due;
+
+      pthread_cond_timedwait (&c->wake, &c->lock, &due);
+    }
     else
       pthread_cond_wait (&c->wake, &c->lock);
   }
@@ -95,39 +134,88 @@ committer_thread (void *opaque)
 }
 
 int
-committer_start (struct committer *c, bool threaded)
+committer_start (struct committer *c, unsigned nr_threads)
 {
-  int r;
-
-  if (c->interval_seconds == 0 || !threaded)
+  assert (nr_threads <= MAX_COMMITTERS);
+  if (c->interval_seconds == 0)
     return 0;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
-  /* Before it begins, as it looks at this too. */
-  c->running = true;
-  r = pthread_create (&c->thread, NULL, committer_thread, c);
-  if (r)
-    c->running = false;
-  return r;
-}
+  while (c->nr_threads < nr_threads) {
+    int r = pthread_create (&c->threads[c->nr_threads], NULL, committer_thread,
+                            c);
 
-void
-committer_poll (struct committer *c)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
-  if (c->interval_seconds > 0 && !c->running && is_due_locked (c))
-    commit_locked (c);
+    if (r)
+      return r;
+    c->nr_threads++;
+  }
+  return 0;
 }
 
 void
 committer_stop (struct committer *c)
 {
-  bool running;
-
   pthread_mutex_lock (&c->lock);
   c->stop = true;
-  running = c->running;
-  pthread_cond_signal (&c->wake);
+  pthread_cond_broadcast (&c->wake);
   pthread_mutex_unlock (&c->lock);
-  if (running)
-    pthread_join (c->thread, NULL);
+  while (c->nr_threads > 0)
+    pthread_join (c->threads[--c->nr_threads], NULL);
+}
+
+bool
+committer_is_running (const struct committer *c)
+{
+  return c->nr_threads > 0;
+}
+
+/*--- Overlays. --------------------------------------------------------*/
+
+void
+committer_add (struct commits *commits)
+{
+  struct committer *c = commits->committer;
+
+  if (c->interval_seconds == 0)
+    return;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
+  commits->added = true;
+  commits->begun = c->nr_threads == 0;
+  if (!commits->begun || commits->dirty)
+    queue_locked (c, commits, !commits->begun);
+}
+
+void
+committer_remove (struct commits *commits)
+{
+  struct committer *c = commits->committer;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
+  commits->added = false;
+  unqueue_locked (c, commits);
+  while (commits->busy)
+    pthread_cond_wait (&c->idle, &c->lock);
+}
+
+void
+committer_dirty (struct commits *commits)
+{
+  struct committer *c = commits->committer;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
+  if (commits->added && !commits->busy)
+    queue_locked (c, commits, false);
+  else
+    commits->dirty = true; /* looked at later */
+}
+
+void
+committer_poll (struct commits *commits)
+{
+  struct committer *c = commits->committer;
+
+  if (c->nr_threads > 0)
+    return;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
+  if (commits->queued && is_due (commits))
+    commit_locked (c, commits);
 }

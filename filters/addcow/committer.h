@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Commits that no client asks for: new bits become durable at most the
- * commit interval after they were set.
+ * Commits that no client asks for: new bits of an overlay become durable at
+ * most the commit interval after they were set.
  *
- * A thread sleeps until there is something to commit, then for the
- * interval, then commits.  Where the plugin or another filter does not
- * allow requests that nbdkit does not know of (a thread model below
- * serialize_requests), there is no thread, and the request that finds
- * the interval over commits.
+ * The overlays that have something to commit stand in a queue, in the order
+ * in which they are due.  Threads sleep until there is one, then until it is
+ * due, then commit it; a few of them serve all overlays of the server.  Where
+ * the plugin or another filter does not allow requests that nbdkit does not
+ * know of (a thread model below serialize_requests), there are none, and the
+ * request that finds the interval over commits.
  *
- * The committer's mutex protects its fields and is held while no other
- * lock is taken.
+ * The committer's mutex protects its fields and those of all that it was
+ * given.  No other lock is taken while it is held.
  */
 
 #ifndef ADDCOW_COMMITTER_H
@@ -22,41 +23,70 @@
 
 #include "overlay.h"
 
-struct committer {
-  unsigned interval_seconds; /* 0: never */
-  struct overlay *ov;
-  void (*report) (const struct fault *fault); /* of a failed commit */
-  void (*committed) (void); /* at first and after each, without locks */
+#define MAX_COMMITTERS 4
 
-  pthread_mutex_t lock; /* protects all that follows */
-  pthread_cond_t wake;
-  bool running; /* there is a thread */
-  bool stop;
-  bool dirty;          /* there may be something to commit */
+/* The commits of an overlay. */
+struct commits {
+  /* Set before anything else; the rest is empty. */
+  struct committer *committer;
+  struct overlay *ov;
+  void (*report) (void *opaque, const struct fault *fault); /* it failed */
+  void (*committed) (void *opaque); /* at first and after each; no locks */
+  void *opaque;
+
+  /* Protected by the committer's lock. */
+  bool added;
+  struct commits *prev, *next; /* in the queue */
+  bool queued;
+  bool busy;           /* somebody is committing */
+  bool dirty;          /* told so meanwhile, or before it was added */
+  bool begun;          /* committed was called once */
   bool failed;         /* the last one did, it was reported */
-  struct timespec due; /* when DIRTY: not before that */
-  pthread_t thread;
+  struct timespec due; /* when it is QUEUED: not before that */
 };
 
-/* Make *C ready for committer_dirty.  It does nothing yet. */
-void committer_init (struct committer *c);
+struct committer {
+  unsigned interval_seconds; /* 0: never */
 
-/* Begin: with a thread, if THREADED.  Set the first four fields before.
- * Returns 0 or an errno.
+  pthread_mutex_t lock; /* protects all that follows */
+  pthread_cond_t wake;  /* for threads */
+  pthread_cond_t idle;  /* one that was busy is not any more */
+  struct commits *first, *last;
+  bool stop;
+  pthread_t threads[MAX_COMMITTERS];
+  unsigned nr_threads;
+};
+
+/* Make *C ready.  It does nothing yet. */
+void committer_init (struct committer *c, unsigned interval_seconds);
+
+/* Begin, with NR_THREADS threads, which may be 0.  Returns 0 or an errno:
+ * those that began are there still.
  */
-int committer_start (struct committer *c, bool threaded);
+int committer_start (struct committer *c, unsigned nr_threads);
 
-/* There is something to commit.  OPAQUE is a struct committer.  Takes
+/* End the threads, if there are any.  Commits nothing. */
+void committer_stop (struct committer *c);
+
+/* Are there threads, who call COMMITTED? */
+bool committer_is_running (const struct committer *c);
+
+/* Commit from now on.  With threads one of them calls COMMITTED soon.  Takes
  * the committer's lock, does not block otherwise.
  */
-void committer_dirty (void *opaque);
+void committer_add (struct commits *commits);
 
-/* After a request, without a thread: commit if it is time to.  May
- * block.
+/* No more: waits until nobody is committing.  Does nothing when it was not
+ * added.
  */
-void committer_poll (struct committer *c);
+void committer_remove (struct commits *commits);
 
-/* End the thread, if there is one.  Commits nothing. */
-void committer_stop (struct committer *c);
+/* There is something to commit.  Takes the committer's lock, does not block
+ * otherwise.
+ */
+void committer_dirty (struct commits *commits);
+
+/* After a request, without threads: commit if it is time to.  May block. */
+void committer_poll (struct commits *commits);
 
 #endif /* ADDCOW_COMMITTER_H */

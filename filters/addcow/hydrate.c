@@ -11,7 +11,7 @@
 static int
 check_can_fill (const struct hydrate *h)
 {
-  if (h->image.can_write != 1)
+  if (h->image_next.can_write != 1)
     nbdkit_error ("the image cannot be filled: it cannot be written to");
   else if (h->next->can_multi_conn (h->next) != 1)
     nbdkit_error ("the image cannot be filled while it is served: without "
@@ -22,10 +22,17 @@ check_can_fill (const struct hydrate *h)
   return -1;
 }
 
+static void
+attach (struct hydrate *h, struct image *image)
+{
+  image->no_client = true;
+  overlay_attach (h->ov, image);
+  h->image = image;
+}
+
 /* On success the image is attached, unless it is better not used. */
 static int
-open_context (struct hydrate *h, nbdkit_backend *backend, int thread_model,
-              int (*check) (nbdkit_next *next, const struct image_next *image))
+open_context (struct hydrate *h, nbdkit_backend *backend, int thread_model)
 {
   nbdkit_next *next = nbdkit_next_context_open (backend, 0, "", 1);
 
@@ -37,15 +44,29 @@ open_context (struct hydrate *h, nbdkit_backend *backend, int thread_model,
   h->prepared = true;
   if (h->only_keep && next->can_multi_conn (next) != 1)
     return 0;
-  if (image_next_init (&h->image, next, thread_model) == -1)
+  if (image_next_init (&h->image_next, next, thread_model) == -1)
     return -1;
-  if (check (next, &h->image) == -1 || check_can_fill (h) == -1) {
-    image_next_destroy (&h->image);
+  if (h->check (h->opaque, next, &h->image_next) == -1 ||
+      check_can_fill (h) == -1) {
+    image_next_destroy (&h->image_next);
     return -1;
   }
-  h->image.image.no_client = true;
-  overlay_attach (h->ov, &h->image.image);
-  h->attached = true;
+  attach (h, &h->image_next.image);
+  return 0;
+}
+
+static int
+open_file (struct hydrate *h)
+{
+  int r = fd_reopen_writable (h->image_fd, &h->fd);
+
+  if (r) {
+    nbdkit_error ("the image cannot be filled: %s", addcow_strerror (r));
+    return -1;
+  }
+  h->has_fd = true;
+  image_file_init (&h->image_file, h->fd);
+  attach (h, &h->image_file.image);
   return 0;
 }
 
@@ -55,8 +76,11 @@ start_filler (struct hydrate *h)
   struct filler_options options;
   int r;
 
-  filler_options_init (&options, h->ov, &h->image.image, h->backing);
+  filler_options_init (&options, h->ov, h->image, h->backing);
   options.rate_bytes = h->rate_bytes;
+  options.share = h->share;
+  if (h->share) /* there are many: a thread for each is enough */
+    options.nr_workers = 1;
   if (!h->commits)
     options.commit_bytes = 0;
   options.image_fd = h->image_fd;
@@ -64,6 +88,7 @@ start_filler (struct hydrate *h)
   options.wanted = h->wanted;
   options.complete = h->complete;
   options.failed = h->failed;
+  options.opaque = h->opaque;
   h->counts = !h->only_keep; /* until it is complete, which may be at once */
   r = filler_start (&h->filler, &options);
   if (r == 0)
@@ -74,14 +99,14 @@ start_filler (struct hydrate *h)
 }
 
 int
-hydrate_start (struct hydrate *h, nbdkit_backend *backend, int thread_model,
-               int (*check) (nbdkit_next *next, const struct image_next *image))
+hydrate_start (struct hydrate *h, nbdkit_backend *backend, int thread_model)
 {
   struct fault fault;
 
-  if (open_context (h, backend, thread_model, check) == 0) {
+  if ((backend ? open_context (h, backend, thread_model) : open_file (h)) ==
+      0) {
     /* Each client keeps what it reads by its own connection. */
-    if (!h->attached)
+    if (h->image == NULL)
       return hydrate_stop (h, &fault) ? 0 : -1;
     if (start_filler (h) == 0)
       return 0;
@@ -97,11 +122,15 @@ hydrate_stop (struct hydrate *h, struct fault *fault)
 
   filler_stop (h->filler);
   h->filler = NULL;
-  if (h->attached) {
-    r = overlay_detach (h->ov, &h->image.image, fault);
-    image_next_destroy (&h->image);
-    h->attached = false;
+  if (h->image) {
+    r = overlay_detach (h->ov, h->image, fault);
+    if (!h->has_fd)
+      image_next_destroy (&h->image_next);
+    h->image = NULL;
   }
+  if (h->has_fd)
+    close (h->fd);
+  h->has_fd = false;
   if (h->prepared)
     h->next->finalize (h->next);
   h->prepared = false;

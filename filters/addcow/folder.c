@@ -1,0 +1,366 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <config.h>
+
+#include <dirent.h>
+#include <errno.h>
+#include <search.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "common.h"
+#include "folder.h"
+#include "metadata.h"
+#include "names.h"
+#include "report.h"
+#include "text.h"
+
+#define SUFFIX ".add-cow"
+
+/* As of a file. */
+#define MAX_NAME_BYTES 255
+
+/* nbdkit takes no more, and then there would be no list. */
+#define MAX_LISTED 10000
+
+/* An overlay that somebody uses or waits for.  The fields are protected by
+ * the folder's lock, and who is opening or closing it owns served.
+ */
+struct shared {
+  enum { OPENING, OPEN, CLOSING, FAILED } state;
+  unsigned nr_users; /* also who waits for the end of OPENING */
+  struct served *served;
+  char file_name[]; /* in the folder */
+};
+
+struct folder {
+  struct settings *settings;
+  const char *path;
+
+  pthread_mutex_t lock;
+  pthread_cond_t changed; /* the state of an entry, or it is gone */
+  void *entries;          /* tsearch, by file_name */
+};
+
+static int
+compare_names (const void *a, const void *b)
+{
+  const struct shared *x = a, *y = b;
+
+  return strcmp (x->file_name, y->file_name);
+}
+
+int
+folder_new (struct folder **ret, struct settings *settings, const char *path)
+{
+  struct folder *f = calloc (1, sizeof *f);
+
+  if (f == NULL) {
+    nbdkit_error ("calloc: %m");
+    return -1;
+  }
+  f->settings = settings;
+  f->path = path;
+  pthread_mutex_init (&f->lock, NULL);
+  pthread_cond_init (&f->changed, NULL);
+  *ret = f;
+  return 0;
+}
+
+void
+folder_free (struct folder *f)
+{
+  if (f == NULL)
+    return;
+  pthread_cond_destroy (&f->changed);
+  pthread_mutex_destroy (&f->lock);
+  free (f);
+}
+
+/*--- Names. -----------------------------------------------------------*/
+
+static bool
+has_suffix (const char *name)
+{
+  const size_t len = strlen (name);
+
+  return len > strlen (SUFFIX) &&
+         strcmp (name + len - strlen (SUFFIX), SUFFIX) == 0;
+}
+
+/* Is NAME one that an export can have?  NBD has names in UTF-8. */
+static bool
+is_name (const char *name)
+{
+  return strchr (name, '/') == NULL && text_is_line (name);
+}
+
+/* An entry for the metadata file of the export NAME, to be freed by the
+ * caller; or NULL, and the error was reported.
+ */
+static struct shared *
+new_shared (const struct folder *f, const char *name)
+{
+  const size_t len = strlen (name) + (has_suffix (name) ? 0 : strlen (SUFFIX));
+  struct shared *e;
+
+  if (name[0] == '\0') {
+    report_error ("there is no default export: choose one of those that "
+                  "nbdinfo --list shows, the overlays in %s",
+                  f->path);
+    return NULL;
+  }
+  if (len > MAX_NAME_BYTES || !is_name (name)) {
+    report_error ("an export name that no overlay in %s can have: %.*s%s",
+                  f->path, MAX_NAME_BYTES, name,
+                  strlen (name) > MAX_NAME_BYTES ? "..." : "");
+    return NULL;
+  }
+  e = calloc (1, sizeof *e + len + 1);
+  if (e == NULL) {
+    nbdkit_error ("calloc: %m");
+    return NULL;
+  }
+  strcpy (e->file_name, name);
+  if (!has_suffix (name))
+    strcat (e->file_name, SUFFIX);
+  return e;
+}
+
+/* Where the metadata file FILE_NAME is.  It is confined as names in it are.
+ */
+static int
+find_metadata (const struct folder *f, const char *file_name,
+               struct location *location)
+{
+  CLEANUP_FREE char *path = NULL;
+
+  /* Absolute, as it might look like a URI. */
+  if (asprintf (&path, "%s/%s", f->path, file_name) == -1) {
+    path = NULL;
+    return ENOMEM;
+  }
+  return location_find (location, f->path, path, f->settings->confine);
+}
+
+/*--- Opening and closing. ---------------------------------------------*/
+
+#define CLEANUP_LOCATION __attribute__ ((cleanup (location_clear)))
+
+/* Open the overlay of E, and start it. */
+static int
+open_shared (struct folder *f, struct shared *e)
+{
+  CLEANUP_LOCATION struct location location = LOCATION_NONE;
+  struct served_files files = {
+    .confine = f->settings->confine,
+    .image_folder = f->path,
+  };
+  int r = find_metadata (f, e->file_name, &location);
+
+  if (r) {
+    report_error ("%s/%s: %s", f->path, e->file_name, addcow_strerror (r));
+    return -1;
+  }
+  files.name = location.name;
+  files.path = location.path;
+  if (served_open (&e->served, f->settings, &files) == -1)
+    return -1;
+  e->served->owner = e;
+  if (served_start (e->served, NULL) == 0)
+    return 0;
+  served_stop (e->served);
+  served_close (e->served);
+  e->served = NULL;
+  return -1;
+}
+
+/* A user of E leaves, which FAILED. */
+static void
+leave_failed_locked (struct shared *e)
+{
+  if (--e->nr_users == 0)
+    free (e);
+}
+
+/* Add E, which is consumed, and open it, for one user.  Caller holds f->lock,
+ * which is released meanwhile.
+ */
+static int
+add_locked (struct folder *f, struct shared *e)
+{
+  int r;
+
+  if (tsearch (e, &f->entries, compare_names) == NULL) {
+    nbdkit_error ("tsearch: %m");
+    free (e);
+    return -1;
+  }
+  e->state = OPENING;
+  e->nr_users = 1;
+  pthread_mutex_unlock (&f->lock);
+  r = open_shared (f, e);
+  pthread_mutex_lock (&f->lock);
+  pthread_cond_broadcast (&f->changed);
+  if (r == 0) {
+    e->state = OPEN;
+    return 0;
+  }
+  /* Those who wait are told so, and who comes now finds nothing. */
+  e->state = FAILED;
+  tdelete (e, &f->entries, compare_names);
+  leave_failed_locked (e);
+  return -1;
+}
+
+/* Be one more user of E, which somebody else opens or has opened.  Returns 0,
+ * or -1 if that failed.
+ */
+static int
+join_locked (struct folder *f, struct shared *e)
+{
+  e->nr_users++;
+  while (e->state == OPENING)
+    pthread_cond_wait (&f->changed, &f->lock);
+  if (e->state == OPEN)
+    return 0;
+  report_error ("%s/%s: could not be opened", f->path, e->file_name);
+  leave_failed_locked (e);
+  return -1;
+}
+
+/* The entry for the file of KEY, or NULL: there is none. */
+static struct shared *
+find_locked (struct folder *f, const struct shared *key)
+{
+  struct shared **found;
+
+  while ((found = tfind (key, &f->entries, compare_names)) != NULL &&
+         (*found)->state == CLOSING)
+    pthread_cond_wait (&f->changed, &f->lock);
+  return found ? *found : NULL;
+}
+
+int
+folder_get (struct folder *f, const char *export_name, struct served **ret)
+{
+  struct shared *new = new_shared (f, export_name);
+  struct shared *e;
+  int r;
+
+  if (new == NULL)
+    return -1;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
+  e = find_locked (f, new);
+  if (e) {
+    free (new);
+    r = join_locked (f, e);
+  }
+  else
+    r = add_locked (f, e = new);
+  if (r == -1)
+    return -1;
+  *ret = e->served;
+  return 0;
+}
+
+void
+folder_put (struct folder *f, struct served *s)
+{
+  struct shared *e = s->owner;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
+  if (--e->nr_users > 0)
+    return;
+  e->state = CLOSING;
+  pthread_mutex_unlock (&f->lock);
+  served_stop (s);
+  served_close (s);
+  pthread_mutex_lock (&f->lock);
+  tdelete (e, &f->entries, compare_names);
+  pthread_cond_broadcast (&f->changed);
+  free (e);
+}
+
+/*--- Listing. ---------------------------------------------------------*/
+
+char *
+folder_describe (const struct header *header)
+{
+  const char *name = header->backing_file;
+  CLEANUP_FREE char *text = NULL;
+
+  if (name[0] == '\0')
+    return strdup ("overlay without a backing file");
+  /* Not where it lies, nor what else a URI has in it. */
+  if (name_is_uri (name))
+    return strdup ("overlay of a disk of another server");
+  if (asprintf (&text, "overlay of %s", name_basename (name)) == -1) {
+    text = NULL;
+    return NULL;
+  }
+  return text_printable (text);
+}
+
+/* The same of a file; or what is wrong with it. */
+static char *
+file_description (const struct folder *f, const char *file_name)
+{
+  CLEANUP_LOCATION struct location location = LOCATION_NONE;
+  CLEANUP_CLOSE int fd = -1;
+  struct header header;
+  int r;
+
+  r = find_metadata (f, file_name, &location);
+  if (r == 0)
+    r = metadata_open (location.path, false, &fd);
+  if (r == 0)
+    r = metadata_read_header (fd, &header);
+  return r ? strdup (addcow_strerror (r)) : folder_describe (&header);
+}
+
+static int
+add_export (const struct folder *f, const char *file_name,
+            struct nbdkit_exports *exports)
+{
+  const size_t len = strlen (file_name) - strlen (SUFFIX);
+  CLEANUP_FREE char *description = file_description (f, file_name);
+  CLEANUP_FREE char *name = strndup (file_name, len);
+
+  if (name == NULL || description == NULL) {
+    nbdkit_error ("strdup: %m");
+    return -1;
+  }
+  /* NAME alone would be another file. */
+  return nbdkit_add_export (exports, has_suffix (name) ? file_name : name,
+                            description);
+}
+
+static int
+is_listed (const struct dirent *entry)
+{
+  return entry->d_name[0] != '.' && has_suffix (entry->d_name) &&
+         is_name (entry->d_name);
+}
+
+int
+folder_list (struct folder *f, struct nbdkit_exports *exports)
+{
+  struct dirent **entries;
+  int i, n, r = 0;
+
+  n = scandir (f->path, &entries, is_listed, alphasort);
+  if (n == -1) {
+    report_error ("%s: %s", f->path, addcow_strerror (errno));
+    return -1;
+  }
+  for (i = 0; i < n; i++) {
+    if (r == 0 && nbdkit_exports_count (exports) < MAX_LISTED)
+      r = add_export (f, entries[i]->d_name, exports);
+    free (entries[i]);
+  }
+  free (entries);
+  return r;
+}
