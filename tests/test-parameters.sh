@@ -60,6 +60,24 @@ done
 fails_in_time "dir= cannot be used with addcow=FILE" \
     nbdkit -U "$tmp/serve" --filter="$addcow" --filter=offset file \
     addcow=vm.add-cow dir=.
+# A folder.
+fails_in_time "overlays can be served over nbdkit-file-plugin alone" \
+    serve memory 64K addcow=.
+for name in file dir directory; do
+    fails_in_time "$name= cannot be used with addcow=FOLDER" \
+        serve file addcow=. $name=.
+    fails_in_time "$name= cannot be used with addcow=FOLDER" \
+        serve file $name=vm.raw addcow=.
+done
+fails_in_time "a filter behind this one would be left out" \
+    nbdkit -U "$tmp/serve" --filter="$addcow" --filter=nofilter file \
+    addcow=. addcow-hydrate=true
+fails_in_time "addcow-hydrate needs a disk that can be written to" \
+    serve -r file addcow=. addcow-hydrate=true
+fails_in_time "nowhere: No such file or directory" \
+    serve file addcow=. addcow-confine=nowhere
+fails_in_time "addcow-confine= was given more than once" \
+    serve file addcow=. addcow-confine=none addcow-confine=.
 # A plugin that would take anything is not asked.
 anything=(get_size='echo 65536' pread='head -c $3 /dev/zero' config='exit 0')
 metadata own.add-cow size=$size backing=base.img

@@ -41,6 +41,7 @@
 /* The parameters. */
 static const char *metadata_name; /* addcow=: a file or a folder */
 static const char *dir_parameter; /* the name of dir=, the plugin's */
+static bool unconfined;           /* addcow-confine=none */
 static struct settings settings = {
   .backing_timeout_seconds = BACKING_TIMEOUT_SECONDS,
   .commit_interval_seconds = 5,
@@ -99,6 +100,19 @@ set_backing (const char *key, const char *value)
 }
 
 static int
+set_confine (const char *key, const char *value)
+{
+  const char *name = unconfined ? "none" : settings.confine;
+
+  if (set_once (&name, key, value) == -1)
+    return -1;
+  unconfined = strcmp (value, "none") == 0;
+  if (!unconfined)
+    settings.confine = value;
+  return 0;
+}
+
+static int
 set_timeout (const char *key, const char *value)
 {
   unsigned *seconds = &settings.backing_timeout_seconds;
@@ -148,7 +162,7 @@ addcow_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
   if (strcmp (key, "addcow-backing-timeout") == 0)
     return set_timeout (key, value);
   if (strcmp (key, "addcow-confine") == 0)
-    return set_once (&settings.confine, key, value);
+    return set_confine (key, value);
   if (strcmp (key, "addcow-commit-interval") == 0)
     return nbdkit_parse_unsigned (key, value,
                                   &settings.commit_interval_seconds);
@@ -188,8 +202,11 @@ addcow_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
   "                        that was lost (default 30).\n" \
   "addcow-commit-interval=<SECONDS>  Make new allocations durable so\n" \
   "                        often without a flush (default 5, 0: never).\n" \
-  "addcow-confine=<FOLDER> Files that are named in metadata files must lie\n" \
-  "                        under it.\n" \
+  "addcow-confine=<FOLDER>|none  Files that are named in metadata files " \
+  "must\n" \
+  "                        lie under it; none: anywhere, also for overlays " \
+  "of\n" \
+  "                        a folder, else they are confined to it.\n" \
   "addcow-hydrate=<BOOL>|</PATH>  Fill the image in the background until it\n" \
   "                        stands alone; or do so while PATH exists.\n" \
   "addcow-hydrate-rate=<SIZE>  At most so many bytes a second.\n" \
@@ -263,9 +280,9 @@ make_names_absolute (void)
   folder_path = nbdkit_realpath (metadata_name);
   if (folder_path == NULL)
     return -1;
-  if (settings.confine == NULL)
+  if (settings.confine == NULL && !unconfined)
     settings.confine = folder_path;
-  else {
+  else if (settings.confine) {
     settings.confine = made_confine = nbdkit_realpath (settings.confine);
     if (made_confine == NULL)
       return -1;

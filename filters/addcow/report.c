@@ -3,7 +3,9 @@
 #include <config.h>
 
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
+#include <string.h>
 
 #include <nbdkit-filter.h>
 
@@ -30,18 +32,20 @@ report_error (const char *format, ...)
 }
 
 void
-report_failure (const struct failure *f)
+report_failure (const struct failure *f, const char *overlay)
 {
   const char *name = f->file_name ? f->file_name : "?";
+  const bool add = overlay && strcmp (overlay, name) != 0;
+  const char *of = add ? overlay : "", *colon = add ? ": " : "";
 
   if (f->err == ADDCOW_E_IN_USE)
-    report_error ("%s is in use by another process", name);
+    report_error ("%s%s%s is in use by another process", of, colon, name);
   else if (f->err == ADDCOW_E_FOREIGN_FORMAT && f->detail == NULL)
-    report_error ("%s: begins like a disk image of the format %s, and is "
+    report_error ("%s%s%s: begins like a disk image of the format %s, and is "
                   "read as raw only when told to: give "
                   "addcow-backing-format=%s, or addcow-backing-format=raw "
                   "to insist",
-                  name, f->format, f->format);
+                  of, colon, name, f->format, f->format);
   else
-    report_error ("%s: %s", name, failure_text (f));
+    report_error ("%s%s%s: %s", of, colon, name, failure_text (f));
 }

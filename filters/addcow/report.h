@@ -14,7 +14,9 @@
 void report_error (const char *format, ...)
     __attribute__ ((format (printf, 1, 2)));
 
-/* What is wrong with the files of an overlay. */
-void report_failure (const struct failure *failure);
+/* What is wrong with the files of an overlay.  OVERLAY, where there are many,
+ * says of which if the failure does not; or NULL.
+ */
+void report_failure (const struct failure *failure, const char *overlay);
 
 #endif /* ADDCOW_REPORT_H */

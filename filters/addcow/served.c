@@ -229,7 +229,7 @@ open_disk (struct served *s, const struct served_files *files)
 
   if (disk_open (&s->disk, files->name, &options, &failure) == 0)
     return 0;
-  report_failure (&failure);
+  report_failure (&failure, files->image_folder ? files->name : NULL);
   return -1;
 }
 
