@@ -169,6 +169,31 @@ try_mending (const struct header *header, const struct hints *hints)
     CHECK (memcmp (&mended, header, sizeof mended) == 0);
 }
 
+/* Where nothing moves the format stays, and so does each string. */
+static void
+try_in_place (const struct header *header, const struct hints *hints,
+              const struct hints *now)
+{
+  struct header changed = *header;
+  struct hints then;
+  size_t i;
+
+  format_hide_hints (&changed);
+  format_get_hints (&changed, &then);
+  CHECK (strcmp (then.format, hints->format) == 0);
+  CHECK (!then.has_size && !then.has_mtime);
+  format_update_hints_in_place (&changed, now);
+  format_get_hints (&changed, &then);
+  check_hints (&then);
+  CHECK (strcmp (then.format, hints->format) == 0);
+  if (then.has_size)
+    CHECK (now->has_size && then.size_bytes == now->size_bytes);
+  if (then.has_mtime)
+    CHECK (now->has_mtime && then.mtime_ns == now->mtime_ns);
+  for (i = 0; i < FORMAT_NAME_BYTES; i++)
+    CHECK ((changed.backing_file[i] == 0) == (header->backing_file[i] == 0));
+}
+
 static void
 try_changing (const struct header *header, const struct hints *hints,
               const struct hints *now)
@@ -183,12 +208,13 @@ try_changing (const struct header *header, const struct hints *hints,
   CHECK (strcmp (changed.image_file, header->image_file) == 0);
   format_get_hints (&changed, &then);
   check_hints (&then);
-  /* One that has no room is left out. */
-  CHECK (!then.has_size || hints->has_size);
+  /* One that has no room is left out, one that was hidden is not any more. */
+  CHECK (!then.has_size || hints->has_size || now->has_size);
   if (then.has_size && now->has_size)
     CHECK (then.size_bytes == now->size_bytes);
   if (then.has_mtime && now->has_mtime)
     CHECK (then.mtime_ns == now->mtime_ns);
+  try_in_place (header, hints, now);
   hints_change_text (hints, now, text);
   CHECK (strlen (text) < sizeof text);
   CHECK ((text[0] == '\0') == (!hints_compare (hints, now).size &&

@@ -27,10 +27,10 @@
 #include "commit.h"
 #include "common.h"
 #include "disk.h"
+#include "hints-write.h"
 #include "hints.h"
 #include "image-file.h"
 #include "img.h"
-#include "metadata.h"
 #include "open-disk.h"
 #include "target.h"
 #include "work.h"
@@ -261,7 +261,6 @@ static int
 update_hints (struct commit_verb *c, const char **whose)
 {
   struct disk *disk = c->disk;
-  struct header header = disk->header;
   struct hints now;
   int r;
 
@@ -271,11 +270,8 @@ update_hints (struct commit_verb *c, const char **whose)
     r = hints_take (&now, &disk->backing_location, c->target->size_bytes);
   if (r)
     return r;
-  format_update_hints (&header, &now);
-  if (memcmp (&header, &disk->header, sizeof header) == 0)
-    return 0;
   *whose = c->file_name;
-  return metadata_write_hints (disk->metadata_fd, &header);
+  return hints_update (disk->metadata_fd, &disk->header, &now);
 }
 
 /* One line says what went wrong first. */

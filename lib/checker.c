@@ -14,6 +14,7 @@
 #include "common.h"
 #include "disk.h"
 #include "format.h"
+#include "hints-write.h"
 #include "image-file.h"
 #include "lock.h"
 #include "metadata.h"
@@ -572,107 +573,20 @@ mend_bitmap (struct checker *c)
   return fail (c, r);
 }
 
-/* The field of the backing file lies in this many sectors of the file, each
- * of which is written as a whole or not at all when the power goes.
- */
-#define FIRST_SECTOR (FORMAT_BACKING_OFFSET / FORMAT_SECTOR_BYTES)
-#define END_SECTOR \
-  DIV_ROUND_UP (FORMAT_BACKING_OFFSET + FORMAT_NAME_BYTES, FORMAT_SECTOR_BYTES)
-#define NR_FIELD_SECTORS (END_SECTOR - FIRST_SECTOR)
-
-/* The part of the field that lies in sector I of those. */
-static void
-field_part (unsigned i, size_t *begin, size_t *end)
-{
-  const size_t from = (FIRST_SECTOR + i) * FORMAT_SECTOR_BYTES;
-  const size_t first = FORMAT_BACKING_OFFSET;
-
-  *begin = MAX (from, first) - first;
-  *end = MIN (from + FORMAT_SECTOR_BYTES - first, FORMAT_NAME_BYTES);
-}
-
-/* The sector that is written as the Ith. */
-static unsigned
-in_order (unsigned i, bool upwards)
-{
-  return upwards ? i : NR_FIELD_SECTORS - 1 - i;
-}
-
-/* Does NOW say about the backing file what THEN does, if perhaps less, and
- * the same about the format?  A wrong one may have the disk read as something
- * that it is not.
- */
-static bool
-says_no_other (const struct hints *now, const struct hints *then)
-{
-  return strcmp (now->format, then->format) == 0 &&
-         (!now->has_size ||
-          (then->has_size && now->size_bytes == then->size_bytes)) &&
-         (!now->has_mtime ||
-          (then->has_mtime && now->mtime_ns == then->mtime_ns));
-}
-
-/* Would the header say so at each moment, if the sectors were written in that
- * order?
- */
-static bool
-is_safe (const struct checker *c, const struct header *mended, bool upwards)
-{
-  struct header header = c->header;
-  struct hints hints;
-  unsigned i;
-
-  for (i = 0; i < NR_FIELD_SECTORS; i++) {
-    size_t begin, end;
-
-    field_part (in_order (i, upwards), &begin, &end);
-    memcpy (header.backing_file + begin, mended->backing_file + begin,
-            end - begin);
-    format_get_hints (&header, &hints);
-    if (!says_no_other (&hints, &c->hints))
-      return false;
-  }
-  return true;
-}
-
-/* Write what differs in sector I, and have it on disk. */
-static int
-write_field_part (struct checker *c, const struct header *mended, unsigned i)
-{
-  const char *old = c->header.backing_file, *new = mended->backing_file;
-  size_t begin, end;
-  int r;
-
-  field_part (i, &begin, &end);
-  while (begin < end && old[begin] == new[begin])
-    begin++;
-  if (begin == end)
-    return 0;
-  r = fd_write (c->fd, new + begin, end - begin, FORMAT_BACKING_OFFSET + begin);
-  return r ? r : sync_file (c);
-}
-
 static int
 mend_hints (struct checker *c)
 {
   struct header mended = c->header;
-  bool upwards;
-  unsigned i;
+  bool written;
+  int r;
 
   if (!is_found (c, CHECK_HINT_NO_KEY, CHECK_HINT_TRAILING))
     return 0;
   format_mend_hints (&mended);
-  upwards = is_safe (c, &mended, true);
-  if (!upwards && !is_safe (c, &mended, false))
-    return 0;
-  for (i = 0; i < NR_FIELD_SECTORS; i++) {
-    int r = write_field_part (c, &mended, in_order (i, upwards));
-
-    if (r)
-      return fail (c, r);
-  }
-  set_fixed (c, CHECK_HINT_NO_KEY, CHECK_HINT_TRAILING);
-  return 0;
+  r = hints_write (c->fd, &c->header, &mended, &written);
+  if (r == 0 && written)
+    set_fixed (c, CHECK_HINT_NO_KEY, CHECK_HINT_TRAILING);
+  return fail (c, r);
 }
 
 static int

@@ -148,6 +148,11 @@ format_set_name (char field[FORMAT_NAME_BYTES], const char *name)
 #define SIZE_KEY "size="
 #define MTIME_KEY "mtime="
 
+/* The same while they are hidden. */
+#define HIDDEN '-'
+#define HIDDEN_SIZE_KEY "-ize="
+#define HIDDEN_MTIME_KEY "-time="
+
 bool
 format_is_hint (const char *text)
 {
@@ -349,19 +354,40 @@ next_string (const char field[FORMAT_NAME_BYTES], const char *string)
   return next < end && *next && memchr (next, '\0', end - next) ? next : NULL;
 }
 
-/* A string with the value of NOW, in BUF, if STRING is a hint that has one
- * there; else STRING.
+/* The value in STRING if it is a hint with a number, be it hidden, and that
+ * number into *THEN; or NULL.
  */
 static const char *
-updated (const char *string, const struct hints *now, char buf[64])
+get_number (const char *string, struct hints *then)
 {
-  struct hints then = { .has_size = false };
+  const char *value;
 
-  get_hint (string, &then);
+  *then = (struct hints){ .has_size = false };
+  if ((value = value_of (string, SIZE_KEY)) ||
+      (value = value_of (string, HIDDEN_SIZE_KEY)))
+    get_size (value, then);
+  else if ((value = value_of (string, MTIME_KEY)) ||
+           (value = value_of (string, HIDDEN_MTIME_KEY)))
+    get_mtime (value, then);
+  return then->has_size || then->has_mtime ? value : NULL;
+}
+
+/* A string with the value of NOW, in BUF, if STRING is a hint that has one
+ * there, of WIDTH characters at least; else STRING.
+ */
+static const char *
+updated (const char *string, const struct hints *now, int width,
+         char buf[FORMAT_NAME_BYTES])
+{
+  struct hints then;
+
+  get_number (string, &then);
   if (then.has_size && now->has_size)
-    snprintf (buf, 64, SIZE_KEY "%" PRIu64, now->size_bytes);
+    snprintf (buf, FORMAT_NAME_BYTES, SIZE_KEY "%0*" PRIu64, width,
+              now->size_bytes);
   else if (then.has_mtime && now->has_mtime)
-    snprintf (buf, 64, MTIME_KEY "%" PRIi64, now->mtime_ns);
+    snprintf (buf, FORMAT_NAME_BYTES, MTIME_KEY "%0*" PRIi64, width,
+              now->mtime_ns);
   else
     return string;
   return buf;
@@ -375,10 +401,10 @@ format_update_hints (struct header *header, const struct hints *now)
   char *to = stpcpy (field, header->backing_file) + 1;
   const char *p = NULL;
   bool changed = false;
-  char buf[64];
+  char buf[FORMAT_NAME_BYTES];
 
   while ((p = next_string (header->backing_file, p))) {
-    const char *string = updated (p, now, buf);
+    const char *string = updated (p, now, 1, buf);
 
     changed |= strcmp (string, p) != 0;
     if (strlen (string) < (size_t) (end - to))
@@ -386,6 +412,34 @@ format_update_hints (struct header *header, const struct hints *now)
   }
   if (changed)
     memcpy (header->backing_file, field, sizeof field);
+}
+
+void
+format_hide_hints (struct header *header)
+{
+  const char *p = NULL;
+  struct hints then;
+
+  while ((p = next_string (header->backing_file, p)))
+    if (get_number (p, &then))
+      header->backing_file[p - header->backing_file] = HIDDEN;
+}
+
+void
+format_update_hints_in_place (struct header *header, const struct hints *now)
+{
+  char buf[FORMAT_NAME_BYTES];
+  const char *p = NULL;
+
+  format_hide_hints (header);
+  while ((p = next_string (header->backing_file, p))) {
+    struct hints then;
+    const char *value = get_number (p, &then);
+    const char *string = updated (p, now, value ? strlen (value) : 1, buf);
+
+    if (string != p && strlen (string) == strlen (p))
+      strcpy (header->backing_file + (p - header->backing_file), string);
+  }
 }
 
 uint64_t

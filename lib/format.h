@@ -144,11 +144,23 @@ void format_mend_hints (struct header *header);
  */
 int format_set_hints (struct header *header, const struct hints *hints);
 
-/* Give the hints of *HEADER about size and mtime the values in *NOW, where
- * both have them.  All other strings stay, in their order.  One that has no
- * room any more is left out.
+/* Give the hints of *HEADER about size and mtime, hidden or not, the values in
+ * *NOW, where both have them.  All other strings stay, in their order.  One
+ * that has no room any more is left out.
  */
 void format_update_hints (struct header *header, const struct hints *now);
+
+/* The same, but no string moves: a number that is shorter gets zeroes before
+ * it, and what is longer, or not in *NOW, is hidden.
+ */
+void format_update_hints_in_place (struct header *header,
+                                   const struct hints *now);
+
+/* Hide the hints of *HEADER about size and mtime: the first letter of each
+ * becomes a "-", which makes it a string with another key, as long as it was.
+ * This is what they are while they change.
+ */
+void format_hide_hints (struct header *header);
 
 /* Can TEXT be the format in a hint? */
 bool format_is_hint (const char *text);

@@ -76,18 +76,3 @@ metadata_forget_cached (int fd)
     posix_fadvise (fd, 0, 0, POSIX_FADV_DONTNEED);
   return r;
 }
-
-int
-metadata_write_hints (int fd, const struct header *header)
-{
-  const size_t name = strlen (header->backing_file) + 1;
-  int r;
-
-  if (name >= FORMAT_NAME_BYTES)
-    return 0;
-  r = fd_write (fd, header->backing_file + name, FORMAT_NAME_BYTES - name,
-                FORMAT_BACKING_OFFSET + name);
-  if (r)
-    return r;
-  return fd_sync (fd);
-}

@@ -31,10 +31,4 @@ int metadata_read_header (int fd, struct header *header);
  */
 int metadata_forget_cached (int fd);
 
-/* Write the hints in *HEADER, in which nothing else was changed, to FD, and
- * sync it.  When the power goes, a part of them may be new and a part old.
- * Returns 0 or an errno.  May block.
- */
-int metadata_write_hints (int fd, const struct header *header);
-
 #endif /* ADDCOW_METADATA_H */

@@ -227,6 +227,8 @@ test_update (void)
   /* Nothing is added. */
   CHECK_UPDATE ("size=1\0", "size=1234567\0");
   CHECK_UPDATE ("format=raw\0", "format=raw\0");
+  /* What was hidden is not any more. */
+  CHECK_UPDATE ("-ize=1\0-time=7\0", "size=1234567\0mtime=-5\0");
   /* What is no hint stays. */
   CHECK_UPDATE ("size=x\0size=0000000000000000000\0noequals\0",
                 "size=x\0size=1234567\0noequals\0");
@@ -255,6 +257,52 @@ test_update (void)
   CHECK_STR (header.backing_file + FORMAT_NAME_BYTES - 8, "size=34");
 }
 
+/* The same in place. */
+static void
+check_in_place (const char *strings, size_t count, const char *hidden,
+                const char *expected)
+{
+  static const struct hints now = {
+    .has_size = true,
+    .has_mtime = true,
+    .size_bytes = 1234,
+    .mtime_ns = -5,
+  };
+  struct header header = { .backing_file = "base" };
+
+  memcpy (header.backing_file + 5, strings, count);
+  format_hide_hints (&header);
+  CHECK_STR (header.backing_file, "base");
+  CHECK (memcmp (header.backing_file + 5, hidden, count) == 0);
+  format_update_hints_in_place (&header, &now);
+  CHECK (memcmp (header.backing_file + 5, expected, count) == 0);
+  memcpy (header.backing_file + 5, strings, count);
+  format_update_hints_in_place (&header, &now);
+  CHECK_STR (header.backing_file, "base");
+  CHECK (memcmp (header.backing_file + 5, expected, count) == 0);
+}
+
+#define CHECK_IN_PLACE(strings, hidden, expected) \
+  check_in_place (strings, sizeof (strings), hidden, expected)
+
+static void
+test_in_place (void)
+{
+  CHECK_IN_PLACE ("", "", "");
+  CHECK_IN_PLACE ("size=5678\0format=raw\0mtime=12\0",
+                  "-ize=5678\0format=raw\0-time=12\0",
+                  "size=1234\0format=raw\0mtime=-5\0");
+  CHECK_IN_PLACE ("mtime=123456\0size=123456\0", "-time=123456\0-ize=123456\0",
+                  "mtime=-00005\0size=001234\0");
+  /* Too long. */
+  CHECK_IN_PLACE ("mtime=1\0size=123\0", "-time=1\0-ize=123\0",
+                  "-time=1\0-ize=123\0");
+  /* No hints. */
+  CHECK_IN_PLACE ("size=x234\0-ize=\0-time\0x=y\0\0size=5\0",
+                  "size=x234\0-ize=\0-time\0x=y\0\0size=5\0",
+                  "size=x234\0-ize=\0-time\0x=y\0\0size=5\0");
+}
+
 int
 main (void)
 {
@@ -267,6 +315,7 @@ main (void)
   test_errors ();
   test_compare ();
   test_update ();
+  test_in_place ();
   free (path);
   free (folder);
   return 0;
