@@ -175,6 +175,7 @@ open_new_backing (struct verb *v)
   const struct backing_options options = {
     .timeout_seconds = BACKING_TIMEOUT_SECONDS,
     .chain = &link,
+    .no_loops = true,
     .log = log_backing,
   };
   int r;

@@ -101,6 +101,12 @@ struct backing_options {
   /* The metadata files above, see backing-addcow.h; or NULL. */
   const struct chain *chain;
 
+  /* A chain that comes back is an error also where it does so below an overlay
+   * whose sectors are all allocated: that needs no backing file now, but will
+   * when it becomes longer, or is committed.
+   */
+  bool no_loops;
+
   /* Something happened to the backing file NAME that no request tells of,
    * such as that a connection was lost.  TEXT is one line.  Called from any
    * thread, without locks.  Or NULL.

@@ -338,7 +338,8 @@ disk_open_backing (struct disk *disk, const struct disk_options *options,
   if (disk->backing_location.name == NULL)
     return 0;
   r = open_backing (disk, options, failure);
-  if (r == 0 || !is_complete (disk))
+  if (r == 0 || (r == ADDCOW_E_CHAIN_LOOP && options->backing.no_loops) ||
+      !is_complete (disk))
     return r;
   failure_clear (failure);
   backing_close (disk->backing);

@@ -90,8 +90,9 @@ int disk_open (struct disk **disk, const char *file_name,
 
 /* Open the backing file of DISK, which was opened with the same OPTIONS but
  * without it, if it has one.  Its overlay goes on without.  Where all sectors
- * are allocated and it cannot be opened, disk->backing stays NULL.  Returns 0,
- * or an error number and *FAILURE.  May block, as disk_open.
+ * are allocated and it cannot be opened, disk->backing stays NULL, but for what
+ * options->backing.no_loops says.  Returns 0, or an error number and *FAILURE.
+ * May block, as disk_open.
  */
 int disk_open_backing (struct disk *disk, const struct disk_options *options,
                        struct failure *failure);

@@ -166,6 +166,16 @@ addcow-img create -q -b vm.add-cow -F add-cow above.add-cow
 addcow-img create -q -b above.add-cow -F add-cow top.add-cow
 bad "is a backing file of itself" -b above.add-cow -F add-cow vm.add-cow
 bad "is a backing file of itself" -b top.add-cow -F add-cow vm.add-cow
+# Also where one in it needs no backing file, for now.
+truncate -s $size whole.raw
+addcow-img create -q -b vm.add-cow -F add-cow whole.add-cow
+head -c $((size / 4096)) /dev/zero | tr '\0' '\377' |
+    dd of=whole.add-cow bs=1 seek=2068 conv=notrunc status=none
+addcow-img create -q -f -b whole.add-cow -F add-cow top.add-cow
+bad "vm.add-cow: is a backing file of itself" -b whole.add-cow -F add-cow \
+    vm.add-cow
+bad "vm.add-cow: is a backing file of itself" -b top.add-cow -F add-cow \
+    vm.add-cow
 # One with the same image.
 metadata twin.add-cow size=$size backing=base.img image=vm.raw
 bad "vm.raw: in use by another process" -b twin.add-cow -F add-cow vm.add-cow
