@@ -28,10 +28,8 @@
 
 #include <config.h>
 
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -42,7 +40,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#define EXPORT __attribute__ ((visibility ("default")))
+#include "preload.h"
 
 #define CRASH_STATUS 99
 #define SECTOR_BYTES 512
@@ -120,12 +118,9 @@ crash (const char *call, const char *path)
 __attribute__ ((noreturn)) static void
 crash_on (const char *call, int fd)
 {
-  char link[64], path[4096];
-  ssize_t n;
+  char path[4096];
 
-  snprintf (link, sizeof link, "/proc/self/fd/%d", fd);
-  n = readlink (link, path, sizeof path - 1);
-  path[n > 0 ? n : 0] = '\0';
+  path_of_fd (fd, path, sizeof path);
   crash (call, path);
 }
 
@@ -234,13 +229,6 @@ half (size_t count, off64_t offset)
 }
 
 /*--- The calls. -------------------------------------------------------*/
-
-#define REAL(name) \
-  static typeof (name) *found; \
-  typeof (name) *real = __atomic_load_n (&found, __ATOMIC_RELAXED); \
-  if (real == NULL) \
-    real = (typeof (name) *) dlsym (RTLD_NEXT, #name); \
-  __atomic_store_n (&found, real, __ATOMIC_RELAXED)
 
 /* HALF_CALL, if that is wanted, and then the end.  Where it cannot be done
  * nothing is.
@@ -412,17 +400,6 @@ unlinkat (int folder, const char *path, int flags)
   return real (folder, path, flags);
 }
 
-/* The mode, where there is one. */
-#define GET_MODE(mode, flags) \
-  do { \
-    va_list args; \
-\
-    va_start (args, flags); \
-    if ((flags) & (O_CREAT | O_TMPFILE)) \
-      mode = va_arg (args, mode_t); \
-    va_end (args); \
-  } while (0)
-
 EXPORT int
 open64 (const char *path, int flags, ...)
 {
@@ -463,65 +440,12 @@ mkostemp64 (char *template, int flags)
   return real (template, flags);
 }
 
-/* Without these, a program that was built without large files, or where
- * the two are one, goes past the ones above.
- */
-EXPORT ssize_t
-pwrite (int fd, const void *buf, size_t count, off_t offset)
-{
-  return pwrite64 (fd, buf, count, offset);
-}
-
-EXPORT ssize_t
-pwritev (int fd, const struct iovec *iov, int n, off_t offset)
-{
-  return pwritev64 (fd, iov, n, offset);
-}
-
-EXPORT ssize_t
-pwritev2 (int fd, const struct iovec *iov, int n, off_t offset, int flags)
-{
-  return pwritev64v2 (fd, iov, n, offset, flags);
-}
-
-EXPORT int
-ftruncate (int fd, off_t size)
-{
-  return ftruncate64 (fd, size);
-}
-
-EXPORT int
-fallocate (int fd, int mode, off_t offset, off_t count)
-{
-  return fallocate64 (fd, mode, offset, count);
-}
-
-EXPORT int
-open (const char *path, int flags, ...)
-{
-  mode_t mode = 0;
-
-  GET_MODE (mode, flags);
-  return open64 (path, flags, mode);
-}
-
-EXPORT int
-openat (int folder, const char *path, int flags, ...)
-{
-  mode_t mode = 0;
-
-  GET_MODE (mode, flags);
-  return openat64 (folder, path, flags, mode);
-}
-
-EXPORT int
-mkstemp (char *template)
-{
-  return mkstemp64 (template);
-}
-
-EXPORT int
-mkostemp (char *template, int flags)
-{
-  return mkostemp64 (template, flags);
-}
+ALSO_WITHOUT_64 (pwrite);
+ALSO_WITHOUT_64 (pwritev);
+ALSO_AS (pwritev2, pwritev64v2);
+ALSO_WITHOUT_64 (ftruncate);
+ALSO_WITHOUT_64 (fallocate);
+ALSO_WITHOUT_64 (open);
+ALSO_WITHOUT_64 (openat);
+ALSO_WITHOUT_64 (mkstemp);
+ALSO_WITHOUT_64 (mkostemp);

@@ -25,7 +25,6 @@
 
 #include <config.h>
 
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -36,19 +35,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define EXPORT __attribute__ ((visibility ("default")))
-
-/* The path of FD, or an empty string. */
-static void
-path_of (int fd, char *path, size_t size)
-{
-  char link[64];
-  ssize_t n;
-
-  snprintf (link, sizeof link, "/proc/self/fd/%d", fd);
-  n = readlink (link, path, size - 1);
-  path[n > 0 ? n : 0] = '\0';
-}
+#include "preload.h"
 
 static int
 ends_with (const char *path, const char *end)
@@ -86,7 +73,7 @@ fails (const char *call, int fd)
 {
   char path[4096], failed[64];
 
-  path_of (fd, path, sizeof path);
+  path_of_fd (fd, path, sizeof path);
   if (!fails_on (call, path))
     return 0;
   snprintf (failed, sizeof failed, "failed %s", call);
@@ -99,7 +86,7 @@ write_log (const char *call, int fd, int64_t offset, uint64_t count)
 {
   char path[4096];
 
-  path_of (fd, path, sizeof path);
+  path_of_fd (fd, path, sizeof path);
   write_line (call, path, offset, count);
 }
 
@@ -125,13 +112,6 @@ write_line (const char *call, const char *path, int64_t offset, uint64_t count)
   errno = saved_errno;
 }
 
-#define REAL(name) \
-  static typeof (name) *found; \
-  typeof (name) *real = __atomic_load_n (&found, __ATOMIC_RELAXED); \
-  if (real == NULL) \
-    real = (typeof (name) *) dlsym (RTLD_NEXT, #name); \
-  __atomic_store_n (&found, real, __ATOMIC_RELAXED)
-
 /* Somebody else does something, right now. */
 static void
 run_once (const char *call, const char *path)
@@ -154,7 +134,7 @@ run_on (const char *call, int fd)
 {
   char path[4096];
 
-  path_of (fd, path, sizeof path);
+  path_of_fd (fd, path, sizeof path);
   run_once (call, path);
 }
 
@@ -274,40 +254,12 @@ fcntl64 (int fd, int command, ...)
   va_start (args, command);
   arg = va_arg (args, void *);
   va_end (args);
-  path_of (fd, path, sizeof path);
+  path_of_fd (fd, path, sizeof path);
   run_once ("fcntl", path);
   return real (fd, command, arg);
 }
 
-/* Without these, a program that was built without large files, or where
- * the two are one, goes past the ones above.
- */
-EXPORT ssize_t
-pread (int fd, void *buf, size_t count, off_t offset)
-{
-  return pread64 (fd, buf, count, offset);
-}
-
-EXPORT ssize_t
-pwrite (int fd, const void *buf, size_t count, off_t offset)
-{
-  return pwrite64 (fd, buf, count, offset);
-}
-
-EXPORT int
-fallocate (int fd, int mode, off_t offset, off_t count)
-{
-  return fallocate64 (fd, mode, offset, count);
-}
-
-EXPORT int
-fcntl (int fd, int command, ...)
-{
-  va_list args;
-  void *arg;
-
-  va_start (args, command);
-  arg = va_arg (args, void *);
-  va_end (args);
-  return fcntl64 (fd, command, arg);
-}
+ALSO_WITHOUT_64 (pread);
+ALSO_WITHOUT_64 (pwrite);
+ALSO_WITHOUT_64 (fallocate);
+ALSO_WITHOUT_64 (fcntl);

@@ -27,12 +27,10 @@
 
 #include <config.h>
 
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -45,7 +43,8 @@
 
 #include <linux/falloc.h>
 
-#define EXPORT __attribute__ ((visibility ("default")))
+#include "preload.h"
+
 #define SECTOR 512
 #define MAX_SECTORS 32768
 
@@ -107,13 +106,6 @@ static int medium[NR_TRACKED];
 /* Held over all that changes files and their state. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-#define REAL(name) \
-  static typeof (name) *found; \
-  typeof (name) *real = __atomic_load_n (&found, __ATOMIC_RELAXED); \
-  if (real == NULL) \
-    real = (typeof (name) *) dlsym (RTLD_NEXT, #name); \
-  __atomic_store_n (&found, real, __ATOMIC_RELAXED)
-
 __attribute__ ((constructor)) static void
 begin (void)
 {
@@ -167,17 +159,6 @@ file_of_path (const char *path)
   if (strcmp (name, tracked_names[IMAGE]) == 0)
     return IMAGE;
   return strncmp (name, "base", 4) == 0 ? BACKING : OTHER;
-}
-
-static void
-path_of_fd (int fd, char *path, size_t size)
-{
-  char link[64];
-  ssize_t n;
-
-  snprintf (link, sizeof link, "/proc/self/fd/%d", fd);
-  n = readlink (link, path, size - 1);
-  path[n > 0 ? n : 0] = '\0';
 }
 
 static enum file
@@ -552,17 +533,6 @@ open_fails (const char *path)
   return fails_wholly (file, OPEN);
 }
 
-/* The mode, where there is one. */
-#define GET_MODE(mode, flags) \
-  do { \
-    va_list args; \
-\
-    va_start (args, flags); \
-    if ((flags) & (O_CREAT | O_TMPFILE)) \
-      mode = va_arg (args, mode_t); \
-    va_end (args); \
-  } while (0)
-
 EXPORT int
 open64 (const char *path, int flags, ...)
 {
@@ -591,62 +561,15 @@ mkostemp64 (char *template, int flags)
   return open_fails (template) ? -1 : real (template, flags);
 }
 
-/* Without these, a program that was built without large files, or where
- * the two are one, goes past the ones above.
- */
-EXPORT ssize_t
-pread (int fd, void *buf, size_t count, off_t offset)
-{
-  return pread64 (fd, buf, count, offset);
-}
-
-EXPORT ssize_t
-pwrite (int fd, const void *buf, size_t count, off_t offset)
-{
-  return pwrite64 (fd, buf, count, offset);
-}
-
-EXPORT int
-fallocate (int fd, int mode, off_t offset, off_t count)
-{
-  return fallocate64 (fd, mode, offset, count);
-}
-
-EXPORT int
-ftruncate (int fd, off_t length)
-{
-  return ftruncate64 (fd, length);
-}
-
-EXPORT int
-posix_fadvise (int fd, off_t offset, off_t count, int advice)
-{
-  return posix_fadvise64 (fd, offset, count, advice);
-}
-
-EXPORT off_t
-lseek (int fd, off_t offset, int whence)
-{
-  return lseek64 (fd, offset, whence);
-}
-
-EXPORT int
-open (const char *path, int flags, ...)
-{
-  mode_t mode = 0;
-
-  GET_MODE (mode, flags);
-  return open64 (path, flags, mode);
-}
-
-EXPORT int
-openat (int where, const char *path, int flags, ...)
-{
-  mode_t mode = 0;
-
-  GET_MODE (mode, flags);
-  return openat64 (where, path, flags, mode);
-}
+ALSO_WITHOUT_64 (pread);
+ALSO_WITHOUT_64 (pwrite);
+ALSO_WITHOUT_64 (fallocate);
+ALSO_WITHOUT_64 (ftruncate);
+ALSO_WITHOUT_64 (posix_fadvise);
+ALSO_WITHOUT_64 (lseek);
+ALSO_WITHOUT_64 (open);
+ALSO_WITHOUT_64 (openat);
+ALSO_WITHOUT_64 (mkostemp);
 
 /* What a program that was built with checks calls without a mode. */
 int __open_2 (const char *path, int flags);
@@ -676,10 +599,4 @@ EXPORT int
 __openat64_2 (int where, const char *path, int flags)
 {
   return openat64 (where, path, flags);
-}
-
-EXPORT int
-mkostemp (char *template, int flags)
-{
-  return mkostemp64 (template, flags);
 }

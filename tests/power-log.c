@@ -14,11 +14,9 @@
 
 #include <config.h>
 
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,8 +26,7 @@
 #include <unistd.h>
 
 #include "power-log.h"
-
-#define EXPORT __attribute__ ((visibility ("default")))
+#include "preload.h"
 
 /* How much one copy_file_range copies: its data goes into the log. */
 #define COPY_BYTES (256 * 1024)
@@ -73,18 +70,6 @@ relative (const char *path)
   return path[folder_len] == '/' ? path + folder_len + 1 : NULL;
 }
 
-/* The path of FD, or an empty string. */
-static void
-path_of (int fd, char path[PATH_MAX])
-{
-  char link[64];
-  ssize_t n;
-
-  snprintf (link, sizeof link, "/proc/self/fd/%d", fd);
-  n = readlink (link, path, PATH_MAX - 1);
-  path[n > 0 ? n : 0] = '\0';
-}
-
 /* NAME in the folder DIR_FD, as a path without links but the last. */
 static void
 path_at (int dir_fd, const char *name, char path[PATH_MAX])
@@ -95,7 +80,7 @@ path_at (int dir_fd, const char *name, char path[PATH_MAX])
   if (name[0] == '/')
     dir[0] = '\0';
   else if (dir_fd != AT_FDCWD)
-    path_of (dir_fd, dir);
+    path_of_fd (dir_fd, dir, sizeof dir);
   snprintf (whole, sizeof whole, "%s/%s", dir, name);
   last = strrchr (whole, '/');
   *last++ = '\0';
@@ -120,7 +105,7 @@ is_watched (int fd, struct watched *w)
   if (log_fd == -1 || fstat (fd, &st) == -1 ||
       !(S_ISREG (st.st_mode) || S_ISDIR (st.st_mode)))
     return false;
-  path_of (fd, w->path);
+  path_of_fd (fd, w->path, sizeof w->path);
   w->name = relative (w->path);
   w->file = st.st_ino;
   w->folder = S_ISDIR (st.st_mode);
@@ -156,13 +141,6 @@ log_end (uint64_t id, uint64_t file, int64_t r)
   power_log_end (log_fd, id, file, r == -1 ? -saved_errno : r);
   errno = saved_errno;
 }
-
-#define REAL(name) \
-  static typeof (name) *found; \
-  typeof (name) *real = __atomic_load_n (&found, __ATOMIC_RELAXED); \
-  if (real == NULL) \
-    real = (typeof (name) *) dlsym (RTLD_NEXT, #name); \
-  __atomic_store_n (&found, real, __ATOMIC_RELAXED)
 
 /* CALL, which is what RECORD says, of FD. */
 #define LOGGED(fd, record, payload, call) \
@@ -522,17 +500,6 @@ log_opened (uint64_t id, uint64_t file, int fd)
   return fd;
 }
 
-/* The mode, where there is one. */
-#define GET_MODE(mode, flags) \
-  do { \
-    va_list args; \
-\
-    va_start (args, flags); \
-    if ((flags) & (O_CREAT | O_TMPFILE)) \
-      mode = va_arg (args, mode_t); \
-    va_end (args); \
-  } while (0)
-
 static int
 logged_open (typeof (openat) *real, int dir_fd, const char *name, int flags,
              mode_t mode)
@@ -596,65 +563,12 @@ mkstemp64 (char *template)
   return mkostemp64 (template, 0);
 }
 
-/* Without these, a program that was built without large files, or where
- * the two are one, goes past the ones above.
- */
-EXPORT ssize_t
-pwrite (int fd, const void *buf, size_t count, off_t offset)
-{
-  return pwrite64 (fd, buf, count, offset);
-}
-
-EXPORT ssize_t
-pwritev (int fd, const struct iovec *iov, int n, off_t offset)
-{
-  return pwritev64 (fd, iov, n, offset);
-}
-
-EXPORT ssize_t
-pwritev2 (int fd, const struct iovec *iov, int n, off_t offset, int flags)
-{
-  return pwritev64v2 (fd, iov, n, offset, flags);
-}
-
-EXPORT int
-ftruncate (int fd, off_t size)
-{
-  return ftruncate64 (fd, size);
-}
-
-EXPORT int
-fallocate (int fd, int mode, off_t offset, off_t count)
-{
-  return fallocate64 (fd, mode, offset, count);
-}
-
-EXPORT int
-open (const char *name, int flags, ...)
-{
-  mode_t mode = 0;
-
-  GET_MODE (mode, flags);
-  return open64 (name, flags, mode);
-}
-
-EXPORT int
-openat (int dir_fd, const char *name, int flags, ...)
-{
-  mode_t mode = 0;
-
-  GET_MODE (mode, flags);
-  return openat64 (dir_fd, name, flags, mode);
-}
-
-EXPORT int
-mkstemp (char *template)
-{
-  return mkstemp64 (template);
-}
-
-EXPORT int
-mkostemp (char *template, int flags)
-{
-  return mkostemp64 (template, flags);
-}
+ALSO_WITHOUT_64 (pwrite);
+ALSO_WITHOUT_64 (pwritev);
+ALSO_AS (pwritev2, pwritev64v2);
+ALSO_WITHOUT_64 (ftruncate);
+ALSO_WITHOUT_64 (fallocate);
+ALSO_WITHOUT_64 (open);
+ALSO_WITHOUT_64 (openat);
+ALSO_WITHOUT_64 (mkstemp);
+ALSO_WITHOUT_64 (mkostemp);

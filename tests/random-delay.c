@@ -14,7 +14,6 @@
 
 #include <config.h>
 
-#include <dlfcn.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -22,14 +21,15 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#define EXPORT __attribute__ ((visibility ("default")))
+#include "check.h"
+#include "preload.h"
 
 #define LARGE_BYTES (64 * 1024)
 
 static unsigned max_read_us, max_large_us, max_write_us, max_sync_us,
     max_lock_us;
 static _Atomic uint64_t seed; /* of the next thread */
-static __thread uint64_t state;
+static __thread struct rng rng;
 
 static unsigned
 number (const char *name)
@@ -50,18 +50,13 @@ read_environment (void)
   max_lock_us = number ("DELAY_LOCK");
 }
 
-/* One of 0 ... N - 1, as in unit/check.h. */
+/* One of 0 ... N - 1. */
 static unsigned
 below (unsigned n)
 {
-  uint64_t z;
-
-  if (state == 0)
-    state = (++seed) << 32;
-  z = state += UINT64_C (0x9e3779b97f4a7c15);
-  z = (z ^ z >> 30) * UINT64_C (0xbf58476d1ce4e5b9);
-  z = (z ^ z >> 27) * UINT64_C (0x94d049bb133111eb);
-  return (z ^ z >> 31) % n;
+  if (rng.state == 0)
+    rng.state = (++seed) << 32;
+  return rng_below (&rng, n);
 }
 
 /* When a call is to take longer, one in N. */
@@ -81,13 +76,6 @@ wait_if (enum when now, enum when when, unsigned max_us)
   if (now == when)
     usleep (below (max_us));
 }
-
-#define REAL(name) \
-  static typeof (name) *found; \
-  typeof (name) *real = __atomic_load_n (&found, __ATOMIC_RELAXED); \
-  if (real == NULL) \
-    real = (typeof (name) *) dlsym (RTLD_NEXT, #name); \
-  __atomic_store_n (&found, real, __ATOMIC_RELAXED)
 
 EXPORT ssize_t
 pread64 (int fd, void *buf, size_t count, off64_t offset)
@@ -155,23 +143,6 @@ pthread_mutex_lock (pthread_mutex_t *mutex)
   return real (mutex);
 }
 
-/* Without these, a program that was built without large files, or where
- * the two are one, goes past the ones above.
- */
-EXPORT ssize_t
-pread (int fd, void *buf, size_t count, off_t offset)
-{
-  return pread64 (fd, buf, count, offset);
-}
-
-EXPORT ssize_t
-pwrite (int fd, const void *buf, size_t count, off_t offset)
-{
-  return pwrite64 (fd, buf, count, offset);
-}
-
-EXPORT int
-fallocate (int fd, int mode, off_t offset, off_t count)
-{
-  return fallocate64 (fd, mode, offset, count);
-}
+ALSO_WITHOUT_64 (pread);
+ALSO_WITHOUT_64 (pwrite);
+ALSO_WITHOUT_64 (fallocate);
