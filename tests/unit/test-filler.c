@@ -18,12 +18,11 @@
 #include "format.h"
 #include "map.h"
 #include "sim-image.h"
+#include "wraps.h"
 
 #define SECTOR 512
 #define KIB 1024
 #define MIB (1024 * KIB)
-#define MS INT64_C (1000000)
-#define SECOND (1000 * MS)
 #define NR_WORKERS 4
 
 /*--- Time. ------------------------------------------------------------*/
@@ -42,19 +41,10 @@ static struct {
   } waiters[MAX_WAITERS];
 } waiting = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
-int __real_clock_gettime (clockid_t clock, struct timespec *ts);
-int __wrap_clock_gettime (clockid_t clock, struct timespec *ts);
-int __wrap_pthread_cond_timedwait (pthread_cond_t *, pthread_mutex_t *,
-                                   const struct timespec *);
-
 int
 __wrap_clock_gettime (clockid_t clock, struct timespec *ts)
 {
-  const int64_t ns = now_ns;
-
-  CHECK_EQ (clock, CLOCK_MONOTONIC);
-  ts->tv_sec = ns / SECOND;
-  ts->tv_nsec = ns % SECOND;
+  tell_time (clock, ts, now_ns);
   return 0;
 }
 
@@ -62,10 +52,9 @@ int
 __wrap_pthread_cond_timedwait (pthread_cond_t *cond, pthread_mutex_t *mutex,
                                const struct timespec *until)
 {
-  const int64_t ns = until->tv_sec * SECOND + until->tv_nsec;
+  const int64_t ns = ns_of (until);
   unsigned i;
 
-  CHECK (until->tv_nsec >= 0 && until->tv_nsec < SECOND);
   if (ns <= now_ns)
     return ETIMEDOUT;
   __real_pthread_mutex_lock (&waiting.lock);
@@ -124,27 +113,9 @@ pass_until (int64_t ns)
 
 static bool as_workers;
 static struct worker threads[NR_WORKERS];
-static struct thread {
-  void *(*fn) (void *);
-  void *opaque;
-} starts[NR_WORKERS];
+static struct start starts[NR_WORKERS];
 static unsigned nr_threads;
 static struct gate *open_when_stopping;
-
-int __real_pthread_create (pthread_t *, const pthread_attr_t *,
-                           void *(*) (void *), void *);
-int __wrap_pthread_create (pthread_t *, const pthread_attr_t *,
-                           void *(*) (void *), void *);
-int __real_pthread_join (pthread_t, void **);
-int __wrap_pthread_join (pthread_t, void **);
-
-static void
-thread_main (void *opaque)
-{
-  struct thread *t = opaque;
-
-  t->fn (t->opaque);
-}
 
 int
 __wrap_pthread_create (pthread_t *thread, const pthread_attr_t *attr,
@@ -153,9 +124,9 @@ __wrap_pthread_create (pthread_t *thread, const pthread_attr_t *attr,
   if (!as_workers)
     return __real_pthread_create (thread, attr, fn, opaque);
   CHECK (nr_threads < NR_WORKERS);
-  starts[nr_threads] = (struct thread){ .fn = fn, .opaque = opaque };
+  starts[nr_threads] = (struct start){ .fn = fn, .opaque = opaque };
   as_workers = false;
-  worker_start (&threads[nr_threads], thread_main, &starts[nr_threads]);
+  worker_start (&threads[nr_threads], start_main, &starts[nr_threads]);
   as_workers = true;
   *thread = threads[nr_threads++].thread;
   return 0;
@@ -193,9 +164,6 @@ nr_in_state (enum worker_state state)
 
 static bool no_memory;
 
-void *__real_malloc (size_t);
-void *__wrap_malloc (size_t);
-
 void *
 __wrap_malloc (size_t count)
 {
@@ -208,8 +176,6 @@ __wrap_malloc (size_t count)
 
 /*--- Files that are written out. --------------------------------------*/
 
-#define IMAGE_FD 4321 /* no such file is open */
-
 /* What was asked of the system, in MiB: "B4+2" that writing the 2 at 4 begins,
  * W that it is waited for, F that it is forgotten.
  */
@@ -220,8 +186,6 @@ static struct {
 } written_out = { .lock = PTHREAD_MUTEX_INITIALIZER };
 static int write_out_err; /* fails once, unless 0 */
 
-int __wrap_fd_write_out (int fd, uint64_t count, uint64_t offset, bool wait);
-void __wrap_fd_forget (int fd, uint64_t count, uint64_t offset);
 static bool is_on_disk (uint64_t count, uint64_t offset);
 
 static void

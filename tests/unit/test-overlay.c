@@ -14,6 +14,7 @@
 #include "map.h"
 #include "overlay.h"
 #include "sim-image.h"
+#include "wraps.h"
 
 #define SECTOR 512
 
@@ -23,9 +24,6 @@
 /*--- Memory that ends, and waits that do. -----------------------------*/
 
 static bool no_memory;
-
-void *__real_malloc (size_t);
-void *__wrap_malloc (size_t);
 
 void *
 __wrap_malloc (size_t count)
@@ -42,9 +40,6 @@ __wrap_malloc (size_t count)
  */
 static struct gate *looked_up;
 
-int __real_map_run (struct map *, uint64_t, uint64_t, bool *, uint64_t *);
-int __wrap_map_run (struct map *, uint64_t, uint64_t, bool *, uint64_t *);
-
 int
 __wrap_map_run (struct map *map, uint64_t sector, uint64_t max_sectors,
                 bool *allocated, uint64_t *run)
@@ -60,11 +55,6 @@ __wrap_map_run (struct map *map, uint64_t sector, uint64_t max_sectors,
 #define MAX_WAIT_NS 2000000
 static _Atomic unsigned nr_timed_waits;
 
-int __real_pthread_cond_timedwait (pthread_cond_t *, pthread_mutex_t *,
-                                   const struct timespec *);
-int __wrap_pthread_cond_timedwait (pthread_cond_t *, pthread_mutex_t *,
-                                   const struct timespec *);
-
 int
 __wrap_pthread_cond_timedwait (pthread_cond_t *cond, pthread_mutex_t *mutex,
                                const struct timespec *until)
@@ -73,10 +63,7 @@ __wrap_pthread_cond_timedwait (pthread_cond_t *cond, pthread_mutex_t *mutex,
 
   nr_timed_waits++;
   clock_gettime (CLOCK_MONOTONIC, &now);
-  CHECK (until->tv_nsec >= 0 && until->tv_nsec < 1000000000);
-  CHECK ((until->tv_sec - now.tv_sec) * INT64_C (1000000000) +
-             (until->tv_nsec - now.tv_nsec) <=
-         MAX_WAIT_NS);
+  CHECK (ns_of (until) - ns_of (&now) <= MAX_WAIT_NS);
   return __real_pthread_cond_timedwait (cond, mutex, until);
 }
 
@@ -192,7 +179,6 @@ disk_bit (uint64_t sector)
 /* What was last asked of the system to write out, and how often.  It fails
  * once with ERR, unless 0; GATE, unless NULL, holds the first who comes.
  */
-#define IMAGE_FD 4321
 static struct {
   struct gate *gate;
   int err;
@@ -200,8 +186,6 @@ static struct {
   bool wait;
   unsigned nr;
 } write_out;
-
-int __wrap_fd_write_out (int fd, uint64_t count, uint64_t offset, bool wait);
 
 /* The system takes what it could not write for written: as when a flush
  * failed.

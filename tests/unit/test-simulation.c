@@ -47,10 +47,9 @@
 #include "map.h"
 #include "overlay.h"
 #include "sim-image.h"
+#include "wraps.h"
 
 #define SECTOR 512
-#define MS INT64_C (1000000)
-#define SECOND (1000 * MS)
 
 #define WORLDS 10000
 #define WORLDS_WATCHED 100 /* with a sanitizer, or valgrind */
@@ -543,8 +542,6 @@ stumble (void)
 /* What somebody found in the map, or is about to change, may be different
  * when he acts on it.
  */
-int __real_map_run (struct map *, uint64_t, uint64_t, bool *, uint64_t *);
-int __wrap_map_run (struct map *, uint64_t, uint64_t, bool *, uint64_t *);
 bool __real_map_set (struct map *, uint64_t, uint64_t);
 bool __wrap_map_set (struct map *, uint64_t, uint64_t);
 int __real_map_freeze (struct map *);
@@ -595,24 +592,12 @@ __wrap_map_uncommitted (struct map *map)
   return uncommitted;
 }
 
-int __real_clock_gettime (clockid_t, struct timespec *);
-int __wrap_clock_gettime (clockid_t, struct timespec *);
-int __real_pthread_cond_timedwait (pthread_cond_t *, pthread_mutex_t *,
-                                   const struct timespec *);
-int __wrap_pthread_cond_timedwait (pthread_cond_t *, pthread_mutex_t *,
-                                   const struct timespec *);
-
 int
 __wrap_clock_gettime (clockid_t clock, struct timespec *ts)
 {
-  int64_t ns;
-
   if (!worker_is_scheduled ())
     return __real_clock_gettime (clock, ts);
-  CHECK_EQ (clock, CLOCK_MONOTONIC);
-  ns = workers_now_ns ();
-  ts->tv_sec = ns / SECOND;
-  ts->tv_nsec = ns % SECOND;
+  tell_time (clock, ts, workers_now_ns ());
   return 0;
 }
 
@@ -620,9 +605,8 @@ int
 __wrap_pthread_cond_timedwait (pthread_cond_t *cond, pthread_mutex_t *mutex,
                                const struct timespec *until)
 {
-  const int64_t ns = until->tv_sec * SECOND + until->tv_nsec;
+  const int64_t ns = ns_of (until);
 
-  CHECK (until->tv_nsec >= 0 && until->tv_nsec < SECOND);
   if (!worker_is_scheduled ())
     return __real_pthread_cond_timedwait (cond, mutex, until);
   return worker_wait_until (cond, mutex, ns) ? 0 : ETIMEDOUT;
@@ -630,25 +614,9 @@ __wrap_pthread_cond_timedwait (pthread_cond_t *cond, pthread_mutex_t *mutex,
 
 /* Threads are workers, and to who made them known as such. */
 struct thread {
-  void *(*fn) (void *);
-  void *opaque;
+  struct start start;
   struct worker *worker;
 };
-
-int __real_pthread_create (pthread_t *, const pthread_attr_t *,
-                           void *(*) (void *), void *);
-int __wrap_pthread_create (pthread_t *, const pthread_attr_t *,
-                           void *(*) (void *), void *);
-int __real_pthread_join (pthread_t, void **);
-int __wrap_pthread_join (pthread_t, void **);
-
-static void
-thread_main (void *opaque)
-{
-  struct thread *t = opaque;
-
-  t->fn (t->opaque);
-}
 
 int
 __wrap_pthread_create (pthread_t *thread, const pthread_attr_t *attr,
@@ -660,8 +628,8 @@ __wrap_pthread_create (pthread_t *thread, const pthread_attr_t *attr,
     return __real_pthread_create (thread, attr, fn, opaque);
   t = malloc (sizeof *t);
   CHECK (t != NULL);
-  *t = (struct thread){ .fn = fn, .opaque = opaque };
-  t->worker = worker_add (thread_main, t);
+  *t = (struct thread){ .start = { .fn = fn, .opaque = opaque } };
+  t->worker = worker_add (start_main, &t->start);
   *thread = (pthread_t) t;
   return 0;
 }
@@ -677,12 +645,6 @@ __wrap_pthread_join (pthread_t thread, void **ret)
   free (t);
   return 0;
 }
-
-/* The image as a file, for who fills it. */
-#define IMAGE_FD 4321
-
-int __wrap_fd_write_out (int, uint64_t, uint64_t, bool);
-void __wrap_fd_forget (int, uint64_t, uint64_t);
 
 int
 __wrap_fd_write_out (int fd, uint64_t count, uint64_t offset, bool wait)
