@@ -23,6 +23,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import nbd
@@ -55,6 +56,10 @@ ALWAYS = [("plain", METADATA, "open", 1), ("plain", METADATA, "fdatasync", 2),
           ("plain", IMAGE, "open", 1), ("plain", IMAGE, "fdatasync", 2),
           ("plain", IMAGE, "pwrite", 2), ("plain", IMAGE, "fallocate", 2),
           ("plain", BACKING, "open", 1)]
+
+# What comes after the interruption was taken for another one, for ever.
+ALWAYS_AGAIN = [("plain", IMAGE, call, 2) for call in
+                ("pread", "pwrite", "fallocate", "fdatasync")]
 
 
 class Model:
@@ -261,6 +266,11 @@ class Life:
             return
         assert sig == signal.SIGKILL or status == 0, \
             "the server ended with %d" % status
+
+    def does_not_answer(self, process):
+        """So that the clients hear of it."""
+        print("the server does not answer")
+        process.kill()
 
     def hangs(self, status):
         """It should have ended with STATUS.  With a sanitizer preloaded nbdkit
@@ -509,8 +519,14 @@ class Life:
         self.prepare()
         try:
             self.start(SCENARIOS[self.what])
-            self.run_script()
-            self.end()
+            watch = threading.Timer(5 * PATIENCE, self.does_not_answer,
+                                    [self.process])
+            watch.start()
+            try:
+                self.run_script()
+                self.end()
+            finally:
+                watch.cancel()
         except Ended:
             assert any(not f.is_harmless() for f in self.control.hit()), \
                 "the server does not start"
@@ -603,7 +619,7 @@ class Lives:
                 self.seed, self.number, life))
             print("".join("%d %s\n" % s for s in enumerate(steps)))
             with open(self.log, errors="replace") as f:
-                print(f.read())
+                print(f.read(20000))
             raise
         return bool(self.control.hit())
 
@@ -634,6 +650,10 @@ class Lives:
         for what, file, call, n in ALWAYS:
             self.live(what, scripts[what],
                       [Fault(file, CALLS.index(call), n, errno.EINTR, False)])
+        for what, file, call, n in ALWAYS_AGAIN:
+            self.live(what, scripts[what],
+                      [Fault(file, CALLS.index(call), n, errno.EINTR, False),
+                       Fault(file, CALLS.index(call), n + 1, errno.EIO, True)])
         chosen = everything if how_many == "all" else \
             self.sample(r, everything, int(how_many))
         hit = 0

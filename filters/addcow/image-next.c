@@ -34,9 +34,13 @@ from_image (struct image *image)
   return container_of (image, struct image_next, image);
 }
 
+/* Before a call of the layer, which says in *ERR why it failed: nbdkit sets
+ * that for some of a plugin's calls only where it is 0.
+ */
 static void
-enter (struct image_next *in)
+enter (struct image_next *in, int *err)
 {
+  *err = 0;
   if (in->serialize)
     pthread_mutex_lock (&in->lock);
 }
@@ -57,10 +61,10 @@ static int
 image_next_read (struct image *image, void *buf, size_t count, uint64_t offset)
 {
   struct image_next *in = from_image (image);
-  int err = 0, r;
+  int err, r;
 
   do {
-    enter (in);
+    enter (in, &err);
     r = in->next->pread (in->next, buf, count, offset, 0, &err);
     r = leave (in, r, err);
   } while (r == EINTR);
@@ -71,13 +75,13 @@ static int
 image_next_flush (struct image *image)
 {
   struct image_next *in = from_image (image);
-  int err = 0, r;
+  int err, r;
 
   /* A layer that cannot flush has nothing to flush. */
   if (in->can_flush != 1)
     return 0;
   do {
-    enter (in);
+    enter (in, &err);
     r = in->next->flush (in->next, 0, &err);
     r = leave (in, r, err);
   } while (r == EINTR);
@@ -112,10 +116,10 @@ image_next_write (struct image *image, const void *buf, size_t count,
                   uint64_t offset, unsigned flags)
 {
   struct image_next *in = from_image (image);
-  int err = 0, r;
+  int err, r;
 
   do {
-    enter (in);
+    enter (in, &err);
     r = in->next->pwrite (in->next, buf, count, offset, next_flags (in, flags),
                           &err);
     r = leave (in, r, err);
@@ -145,14 +149,14 @@ static int
 zero_part (struct image_next *in, uint32_t count, uint64_t offset,
            unsigned flags)
 {
-  int err = 0, r;
+  int err, r;
 
   if (flags & IMAGE_FAST && in->can_fast_zero != 1)
     return EOPNOTSUPP;
   if (in->can_zero == NBDKIT_ZERO_NONE)
     return write_zeroes (&in->image, count, offset, flags);
   do {
-    enter (in);
+    enter (in, &err);
     r = in->next->zero (in->next, count, offset, next_flags (in, flags), &err);
     r = leave (in, r, err);
   } while (r == EINTR);
@@ -179,10 +183,10 @@ static int
 trim_part (struct image_next *in, uint32_t count, uint64_t offset,
            unsigned flags)
 {
-  int err = 0, r;
+  int err, r;
 
   do {
-    enter (in);
+    enter (in, &err);
     r = in->next->trim (in->next, count, offset,
                         next_flags (in, flags & IMAGE_FUA), &err);
     r = leave (in, r, err);
@@ -214,12 +218,12 @@ static int
 get_extents (struct image_next *in, uint32_t count, uint64_t offset,
              struct nbdkit_extents **extents)
 {
-  int err = 0, r;
+  int err, r;
 
   *extents = nbdkit_extents_new (offset, offset + count);
   if (*extents == NULL)
     return errno;
-  enter (in);
+  enter (in, &err);
   r = in->next->extents (in->next, count, offset, 0, *extents, &err);
   return leave (in, r, err);
 }
@@ -255,10 +259,10 @@ image_next_cache (struct image *image, uint64_t count, uint64_t offset)
 
   while (in->can_cache != NBDKIT_CACHE_NONE && r == 0 && count > 0) {
     const uint32_t n = MIN (count, MAX_COUNT);
-    int err = 0;
+    int err;
 
     do {
-      enter (in);
+      enter (in, &err);
       r = in->next->cache (in->next, n, offset, 0, &err);
       r = leave (in, r, err);
     } while (r == EINTR);
