@@ -38,22 +38,12 @@ static int
 make_overlay (unsigned n, uint64_t nr_sectors, const char *backing,
               const char *image)
 {
+  const struct hints is_overlay = { .format = "add-cow" };
   CLEANUP_FREE char *path = file_in ("%u.add-cow", n);
-  struct header header = { .size_bytes = nr_sectors * SECTOR };
-  uint8_t buf[FORMAT_HEADER_BYTES];
-  int fd;
 
-  CHECK_EQ (format_set_name (header.backing_file, backing), 0);
-  CHECK_EQ (format_set_name (header.image_file, image), 0);
-  format_encode (&header, buf);
-  /* The hint, which says that it is an overlay. */
-  if (backing[0] && !name_is_uri (backing))
-    memcpy (buf + 12 + strlen (backing) + 1, "format=add-cow",
-            sizeof "format=add-cow");
-  scratch_file (path, buf, sizeof buf);
-  fd = scratch_open (path);
-  CHECK_EQ (ftruncate (fd, format_file_bytes (header.size_bytes)), 0);
-  return fd;
+  return scratch_overlay (
+      path, nr_sectors, backing,
+      backing[0] && !name_is_uri (backing) ? &is_overlay : NULL, image);
 }
 
 static void
