@@ -80,6 +80,21 @@ chain_check_file (const struct chain *chain, int metadata_fd)
   return 0;
 }
 
+int
+chain_check_below (const struct chain *chain, const struct backing *backing)
+{
+  const unsigned above = chain ? chain->length : 0;
+  unsigned n = 0;
+  int r = 0;
+
+  for (; r == 0 && backing && backing->disk; backing = backing->disk->backing) {
+    if (above + n++ >= CHAIN_MAX)
+      return ADDCOW_E_CHAIN_LONG;
+    r = chain_check_file (chain, backing->disk->metadata_fd);
+  }
+  return r;
+}
+
 /*--- The backing file. ------------------------------------------------*/
 
 struct backing_addcow {
@@ -257,7 +272,8 @@ backing_addcow_open (struct backing **backing, const struct location *location,
   }
   *b = (struct backing_addcow){
     .backing = { .ops = &backing_addcow_ops,
-                 .size_bytes = disk->header.size_bytes },
+                 .size_bytes = disk->header.size_bytes,
+                 .disk = disk },
     .disk = disk,
   };
   image_file_init (&b->image, disk->image_fd);

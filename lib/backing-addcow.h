@@ -46,6 +46,13 @@ int chain_check_length (const struct chain *chain);
  */
 int chain_check_file (const struct chain *chain, int metadata_fd);
 
+/* May BACKING, which is open, and all that is below it be opened under CHAIN?
+ * Returns 0, ADDCOW_E_CHAIN_LONG, or as chain_check_file.
+ */
+struct backing;
+int chain_check_below (const struct chain *chain,
+                       const struct backing *backing);
+
 /* Open what is at LOCATION, with OPTIONS, as a backing file: its header alone
  * says where its files are and what they are.  Otherwise as disk_open.
  */

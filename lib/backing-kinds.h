@@ -29,6 +29,9 @@ enum backing_kind {
 enum backing_kind backing_kind (const struct location *location,
                                 const char *format);
 
+/* Open it as backing_open does, but not in a pool. */
+backing_open_fn backing_open_kind;
+
 /* For those whose bytes are the disk's: if nobody said that they are, is
  * that what BUF, the first COUNT bytes, begins like?  NAME is for messages.
  */

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "backing-kinds.h"
+#include "backing-pool.h"
 #include "common.h"
 
 /* How many of COUNT bytes at OFFSET lie within BACKING. */
@@ -147,8 +148,9 @@ backing_kind (const struct location *location, const char *format)
 }
 
 int
-backing_open (struct backing **backing, const struct location *location,
-              const struct backing_options *options, struct failure *failure)
+backing_open_kind (struct backing **backing, const struct location *location,
+                   const struct backing_options *options,
+                   struct failure *failure)
 {
   static backing_open_fn *const open[] = {
     [BACKING_FILE] = backing_file_open,
@@ -163,4 +165,13 @@ backing_open (struct backing **backing, const struct location *location,
   if (r == 0)
     (*backing)->raw = is_raw (options->format);
   return r;
+}
+
+int
+backing_open (struct backing **backing, const struct location *location,
+              const struct backing_options *options, struct failure *failure)
+{
+  if (options->pool)
+    return backing_pool_open (backing, location, options, failure);
+  return backing_open_kind (backing, location, options, failure);
 }

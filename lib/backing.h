@@ -61,6 +61,9 @@ struct backing {
 
   /* The file has the same bytes in the same places.  Set by backing_open. */
   bool raw;
+
+  /* It is an overlay, and this its disk; or NULL. */
+  struct disk *disk;
 };
 
 /* The operations as the overlay needs them: on any range.  BACKING may
@@ -113,6 +116,14 @@ struct backing_options {
    */
   void (*log) (void *opaque, const char *name, const char *text);
   void *log_opaque;
+
+  /* Share with whoever else opens the same in this pool, see backing-pool.h;
+   * or NULL.  It has its own log.
+   */
+  struct backing_pool *pool;
+
+  /* For the pool alone: what this is opened to be the backing file of. */
+  struct shared_backing *opening;
 };
 
 #define BACKING_TIMEOUT_SECONDS 30 /* where nobody says another */

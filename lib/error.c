@@ -106,6 +106,22 @@ failure_set (struct failure *f, const char *file_name, int err)
   return failure_set_detail (f, file_name, err, NULL);
 }
 
+int
+failure_copy (struct failure *f, const struct failure *from)
+{
+  char *name = from->file_name ? strdup (from->file_name) : NULL;
+  char *detail = from->detail ? strdup (from->detail) : NULL;
+
+  failure_clear (f);
+  *f = (struct failure){
+    .err = from->err,
+    .file_name = name,
+    .detail = detail,
+    .format = from->format,
+  };
+  return f->err;
+}
+
 const char *
 failure_text (const struct failure *f)
 {

@@ -55,6 +55,9 @@ int failure_set (struct failure *f, const char *file_name, int err);
 int failure_set_detail (struct failure *f, const char *file_name, int err,
                         const char *detail);
 
+/* Make *F a copy of *FROM.  Returns FROM's error number. */
+int failure_copy (struct failure *f, const struct failure *from);
+
 /* What failed, in words that fit after "FILE: ". */
 const char *failure_text (const struct failure *f);
 

@@ -95,11 +95,31 @@ test_failure (void)
   failure_clear (&f);
 }
 
+static void
+test_copy (void)
+{
+  CLEANUP_FAILURE struct failure to = { 0 };
+  struct failure from = { .err = ENOMEM };
+
+  CHECK_EQ (failure_set (&to, "old", EIO), EIO);
+  CHECK_EQ (failure_copy (&to, &from), ENOMEM);
+  CHECK (to.err == ENOMEM && to.file_name == NULL && to.detail == NULL);
+
+  failure_set_detail (&from, "a file", ADDCOW_E_FOREIGN_FORMAT, "a detail");
+  from.format = "qcow2";
+  CHECK_EQ (failure_copy (&to, &from), ADDCOW_E_FOREIGN_FORMAT);
+  failure_clear (&from);
+  CHECK_STR (to.file_name, "a file");
+  CHECK_STR (to.detail, "a detail");
+  CHECK_STR (to.format, "qcow2");
+}
+
 int
 main (void)
 {
   test_texts ();
   test_errnos ();
   test_failure ();
+  test_copy ();
   return 0;
 }
