@@ -20,6 +20,7 @@
 
 #include <nbdkit-filter.h>
 
+#include "backing-pool.h"
 #include "committer.h"
 #include "common.h"
 #include "filler-share.h"
@@ -334,6 +335,8 @@ complete_folder (void)
   raise_nofile_limit ();
   r = filler_share_new (&settings.share, MAX_FILL_STEPS, MAX_FILL_BYTES,
                         settings.hydrate_rate_bytes);
+  if (r == 0)
+    r = backing_pool_new (&settings.pool, served_log_backing, NULL);
   if (r) {
     nbdkit_error ("%s", addcow_strerror (r));
     return -1;
@@ -415,6 +418,7 @@ addcow_unload (void)
   served_close (only);
   folder_free (folder);
   filler_share_free (settings.share);
+  backing_pool_free (settings.pool);
   free (folder_path);
   free (made_confine);
   free (made_backing);

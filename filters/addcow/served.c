@@ -39,9 +39,8 @@ report_fault (const struct disk *disk, const struct fault *fault)
   }
 }
 
-/* What happened to a backing file, and to no request. */
-static void
-log_backing (void *opaque UNUSED, const char *name, const char *text)
+void
+served_log_backing (void *opaque UNUSED, const char *name, const char *text)
 {
   report_error ("%s: %s", name, text);
 }
@@ -222,7 +221,8 @@ open_disk (struct served *s, const struct served_files *files)
       .format = settings->backing_format,
       .timeout_seconds = settings->backing_timeout_seconds,
       .confine = files->confine,
-      .log = log_backing,
+      .log = served_log_backing,
+      .pool = settings->pool,
     },
     .hooks = &hooks,
   };

@@ -46,6 +46,7 @@ struct settings {
   int thread_model; /* of the server, known from .get_ready on */
   struct committer committer;
   struct filler_share *share; /* of all overlays; NULL: each its own */
+  struct backing_pool *pool;  /* likewise */
 };
 
 /* The parameter, if any is on, that needs disks that can be written to; or
@@ -67,6 +68,11 @@ struct served {
   struct hydrate hydrate;
   _Atomic bool stands_alone; /* it was said */
 };
+
+/* What happened to a backing file, and to no request: see struct
+ * backing_options.
+ */
+void served_log_backing (void *opaque, const char *name, const char *text);
 
 /* Where the files of an overlay are. */
 struct served_files {

@@ -1,0 +1,143 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# addcow=FOLDER: what several overlays have as their backing file is opened
+# once, whatever it is, for as long as one of them has clients.
+
+source ./functions.sh
+set -e
+set -x
+
+requires qemu-img --version
+requires qemu-nbd --version
+requires pgrep --version
+source "$abs_srcdir/nbd-backing.sh"
+VG=() # as unwatched does
+
+size=$((1024 * 1024))
+random_file base.img $size
+qemu-img convert -f raw -O qcow2 base.img base.qcow2
+start_base base.sock -r file base.img
+mkdir vms
+addcow-img create -q -F raw -b ../base.img vms/base.add-cow
+for i in 1 2 3 4; do
+    addcow-img create -q -F raw -b ../base.img vms/raw$i.add-cow
+    addcow-img create -q -F raw -b "$base_uri" vms/nbd$i.add-cow
+    addcow-img create -q -F qcow2 -b ../base.qcow2 vms/qemu$i.add-cow
+    addcow-img create -q -F add-cow -b base.add-cow vms/chain$i.add-cow
+done
+start_nbdkit sock --filter="$addcow" file addcow=vms addcow-confine=none \
+    addcow-backing-timeout="$patience"
+
+cat > clients.py <<'PY'
+import os, subprocess, sys, time
+from nbd_client import connect
+
+sock, pid, base_pid = sys.argv[1:]
+base = open("base.img", "rb").read()
+kinds = "raw", "nbd", "qemu", "chain"
+
+
+def eventually(what, *expected):
+    end = time.monotonic() + 120
+    while what(*expected[:-1]) != expected[-1]:
+        assert time.monotonic() < end, (what, what(*expected[:-1]), expected)
+        time.sleep(0.05)
+
+
+def is_open(name):
+    """How often the server has it open."""
+    n = 0
+    for fd in os.listdir("/proc/%s/fd" % pid):
+        try:
+            n += os.readlink("/proc/%s/fd/%s" % (pid, fd)).endswith("/" + name)
+        except FileNotFoundError:
+            pass
+    return n
+
+
+def connections():
+    """Of the base server, and its socket that listens."""
+    out = subprocess.run(["find", "/proc/%s/fd" % base_pid, "-lname",
+                          "socket:*"], stdout=subprocess.PIPE).stdout
+    return len(out.splitlines()) - 1
+
+
+def children():
+    out = subprocess.run(["pgrep", "-P", pid, "-r", "R,S,D", "-f", "qemu-nbd"],
+                         stdout=subprocess.PIPE).stdout
+    return len(out.splitlines())
+
+
+clients = {}
+for i in 1, 2, 3, 4:
+    for kind in kinds:
+        h = connect("nbd+unix:///%s%d?socket=%s" % (kind, i, sock))
+        assert h.pread(len(base), 0) == base
+        h.pwrite(b"%d" % i * 512, 512 * i)
+        clients[kind, i] = h
+    # The overlay that is below four has the base open as its own backing
+    # file, which is that of the others.
+    eventually(is_open, "base.img", 1)
+    eventually(is_open, "base.add-cow", 1)
+    eventually(connections, 1)
+    eventually(children, 1)
+
+
+def right():
+    for (kind, i), h in clients.items():
+        want = bytearray(base)
+        want[512 * i:512 * i + 512] = b"%d" % i * 512
+        assert h.pread(len(base), 0) == want, (kind, i)
+
+
+right()
+# Some leave; the others notice nothing.
+for i in 2, 4:
+    for kind in kinds:
+        clients.pop((kind, i)).shutdown()
+    right()
+assert is_open("base.img") == is_open("base.add-cow") == 1
+assert connections() == children() == 1
+for kind in "raw", "nbd", "qemu":
+    for i in 1, 3:
+        clients.pop((kind, i)).shutdown()
+eventually(connections, 0)
+eventually(children, 0)
+# The chain has it still.
+right()
+assert is_open("base.img") == 1
+while clients:
+    clients.popitem()[1].shutdown()
+eventually(is_open, "base.img", 0)
+eventually(is_open, "base.add-cow", 0)
+PY
+timeout 500 /usr/bin/python3 clients.py "$tmp/sock" "$pid" "$base_pid"
+stop_nbdkit "$pid"
+
+# Confined, too, where each overlay finds the file by itself.
+cp base.img vms/golden.img
+for i in 1 2 3; do
+    addcow-img create -q -F raw -b golden.img vms/in$i.add-cow
+done
+start_nbdkit sock --filter="$addcow" file addcow=vms
+nbdsh -c "
+import os
+hs = []
+for i in 1, 2, 3:
+    h = nbd.NBD()
+    h.connect_uri('nbd+unix:///in%d?socket=$tmp/sock' % i)
+    assert h.pread($size, 0) == open('base.img', 'rb').read()
+    hs.append(h)
+
+# What only holds its place is open with O_PATH and reads nothing.
+def readable():
+    n = 0
+    for fd in os.listdir('/proc/$pid/fd'):
+        if os.readlink('/proc/$pid/fd/' + fd).endswith('/golden.img'):
+            with open('/proc/$pid/fdinfo/' + fd) as f:
+                flags = [l for l in f if l.startswith('flags:')][0]
+            n += not int(flags.split()[1], 8) & os.O_PATH
+    return n
+assert readable() == 1, readable()
+"
