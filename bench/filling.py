@@ -126,7 +126,7 @@ class Reading(Addcow):
         if self.hydrate:
             more["exec_prerun"] = f"touch {self.switch}"
         with b.serve(self, job.disk, f"addcow-hydrate={self.switch}"):
-            side = b.load(job, seed, **more)
+            side = b.load(job, seed, **more)["read"]
             if logged(b.log_file, STANDS_ALONE):
                 raise Failure(f"{job.name}: filled before reading was over, "
                               "see --fill-size")

@@ -53,7 +53,7 @@ def make_random(path, size, pieces=None):
     MiB, or everywhere; the rest are holes."""
     with open(path, "wb") as f:
         f.truncate(size)
-        for offset, length in pieces or [(0, size)]:
+        for offset, length in [(0, size)] if pieces is None else pieces:
             f.seek(offset)
             for _ in range(0, length, MIB):
                 f.write(os.urandom(MIB))
@@ -68,6 +68,11 @@ def half(size):
         length = min(draw.randint(1, 8) * MIB, size - offset)
         yield offset, length
         offset += length + draw.randint(1, 8) * MIB
+
+
+def hole(_size):
+    """Pieces for make_random: none."""
+    return []
 
 
 def scattered(size):
@@ -131,6 +136,28 @@ def peak_memory(pid):
     with open(f"/proc/{pid}/status", encoding="utf-8") as f:
         return next(int(line.split()[1]) * 1024 for line in f
                     if line.startswith("VmHWM:"))
+
+
+def pss(pid):
+    """The memory of a process, in bytes; what it shares, in part."""
+    with open(f"/proc/{pid}/smaps_rollup", encoding="utf-8") as f:
+        return next(int(line.split()[1]) * 1024 for line in f
+                    if line.startswith("Pss:"))
+
+
+def io_counters(pid):
+    """What /proc/PID/io has: bytes of read and write calls, their numbers,
+    bytes from and to the disk."""
+    with open(f"/proc/{pid}/io", encoding="utf-8") as f:
+        return {key: int(value) for key, value in
+                (line.split(":") for line in f)}
+
+
+def drop_from_cache(path):
+    """What is not dirty of it."""
+    with open(path, "rb") as f:
+        os.fsync(f.fileno())
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def logged(log_file, text):

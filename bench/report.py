@@ -206,8 +206,8 @@ def report(jobs, results, pairs):
 
 def limit_report(jobs, results):
     servers = list(results[jobs[0].name][0])
-    servers.sort(key=["limit", "control", "addcow", "against", "cow",
-                      "qcow2", "qcow2-data"].index)
+    servers.sort(key=["limit", "control", "addcow", "against", "file",
+                      "cow", "qcow2", "qcow2-data"].index)
     peers = servers[3:]
     parts = [
         "Requests a second, to the limit (more is better)",
@@ -221,3 +221,42 @@ def limit_report(jobs, results):
     parts += ["Medians: requests a second, server's CPU time for one",
               absolute_table(jobs, results, servers)]
     return parts
+
+
+# --- For other programs, and charts. ---------------------------------------
+
+def summary_row(job, rounds, names, one, other):
+    """ONE of NAMES to OTHER, by the first value that is compared."""
+    kind = type(rounds[0][one])
+    compare = differences if kind.differs else ratios
+    r = compare(rounds, one, other, kind.compared[0])
+    noise = compare(rounds, "control", names[1], kind.compared[0])
+    at_least, at_most = 0, 0
+    if other == names[1]:
+        at_least, at_most = job.other or job.limit, job.most
+    elif not job.pair:
+        at_least = {"cow": job.cow, "qcow2": job.qemu,
+                    "qcow2-data": job.qemu}.get(other, 0)
+    return {
+        "job": job.name,
+        "of": one,
+        "to": other,
+        "value": kind.compared[0],
+        "kind": "difference" if kind.differs else "ratio",
+        "more_is_better": not job.most,
+        "median": r.median, "low": r.low, "high": r.high,
+        "noise": noise.stray,
+        "verdict": verdict(r, noise, at_least, at_most),
+    }
+
+
+def summary(jobs, results, pairs):
+    """The ratios of the tables, as a list of rows that are dicts."""
+    rows = []
+    for job in jobs:
+        rounds = results[job.name]
+        names = pairs[job.pair] if job.pair else \
+            ["addcow", *(n for n in rounds[0] if n != "addcow")]
+        rows += [summary_row(job, rounds, names, names[0], other)
+                 for other in names[1:] if other != "control"]
+    return rows

@@ -48,12 +48,11 @@ class Server:
         with self.behind(job.disk), b.serve(self, job.disk) as process:
             self.ready(job.disk, process)
             before = cpu_seconds(process.pid)
-            side = b.load(job, seed)
+            n, rate = b.requests(job, seed)
             cpu = cpu_seconds(process.pid) - before
-        if job.disk != "full":
+        if job.disk not in b.written:
             remove(*self.files(job.disk))
-        n = side["total_ios"]
-        return Requests(n, side["iops"], cpu / n)
+        return Requests(n, rate, cpu / n)
 
     def nbdkit(self, *args):
         return ["nbdkit", "--foreground", "--pidfile", self.bench.pid_file,
@@ -61,19 +60,28 @@ class Server:
 
 
 class Limit(Server):
+    """The file plugin on the same data, behind FILTERS that do nothing."""
+
+    def __init__(self, name, bench, *filters):
+        super().__init__(name, bench)
+        self.filters = filters
+
+    def serves_base(self, disk):
+        """Nothing was written to an overlay that looks like this."""
+        return disk in ("base", "half")
+
     def files(self, disk):
-        return [] if disk == "base" else [self.file(disk, ".raw")]
+        return [] if self.serves_base(disk) else [self.file(disk, ".raw")]
 
     def make_disk(self, disk):
         for path in self.files(disk):
             make_sparse(path, self.bench.size)
 
     def command(self, disk):
-        if disk == "base":
-            return self.nbdkit("--filter=nofilter", "--readonly", "file",
+        if self.serves_base(disk):
+            return self.nbdkit(*self.filters, "--readonly", "file",
                                self.bench.base_file(disk))
-        return self.nbdkit("--filter=nofilter", "file",
-                           self.file(disk, ".raw"))
+        return self.nbdkit(*self.filters, "file", self.file(disk, ".raw"))
 
 
 class Addcow(Server):
@@ -169,8 +177,8 @@ class Cow(Server):
                            self.bench.base_file(disk))
 
     def ready(self, disk, process):
-        if disk == "full":
-            self.bench.write_all(disk)
+        if disk in self.bench.written:
+            self.bench.written[disk](disk)
             os.sync()
 
 
