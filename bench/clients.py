@@ -33,6 +33,25 @@ def fio(socket, folder, **args):
     return job
 
 
+def requests(job):
+    """How many requests a job of fio was, and how many a second."""
+    sides = [job[x] for x in ("read", "write")]
+    return (sum(x["total_ios"] for x in sides),
+            sum(x["iops"] for x in sides))
+
+
+def fio_timed(socket, folder, seconds, **args):
+    """The same for so many seconds; longer where that was too short for a
+    single request."""
+    for _ in range(4):
+        job = fio(socket, folder, time_based=1,
+                  runtime=f"{int(seconds * 1000)}ms", **args)
+        if min(requests(job)) > 0:
+            return job
+        seconds *= 4
+    raise Failure(f"fio: no request in {seconds / 4:g} seconds")
+
+
 def connect(socket, export="", extents=False):
     h = nbd.NBD()
     h.set_export_name(export)
