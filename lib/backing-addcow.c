@@ -252,6 +252,7 @@ backing_addcow_open (struct backing **backing, const struct location *location,
   const struct disk_options below = {
     .read_only = true,
     .unlocked = options->unlocked,
+    .map_cache = options->map_cache,
     .backing = *options,
   };
   struct backing_addcow *b;

@@ -101,6 +101,9 @@ struct backing_options {
   /* Take no locks: see disk.h. */
   bool unlocked;
 
+  /* That of the overlay above, whose disk_options say it; or NULL. */
+  struct map_cache *map_cache;
+
   /* The metadata files above, see backing-addcow.h; or NULL. */
   const struct chain *chain;
 

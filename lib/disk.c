@@ -255,6 +255,7 @@ prepare_backing (struct disk *disk, const struct disk_options *options,
     return failure_set (failure, disk->file_name, r);
   backing->chain = link;
   backing->unlocked = options->unlocked;
+  backing->map_cache = options->map_cache;
   return 0;
 }
 
@@ -377,7 +378,8 @@ open_all (struct disk *disk, const struct disk_options *options,
       return r;
   }
   r = overlay_open (&disk->overlay, &disk->metadata.image,
-                    disk->header.size_bytes, disk->backing, options->hooks);
+                    disk->header.size_bytes, disk->backing, options->map_cache,
+                    options->hooks);
   return r ? failure_set (failure, disk->file_name, r) : 0;
 }
 

@@ -58,7 +58,8 @@ struct disk_options {
    */
   struct backing_options backing;
 
-  /* See overlay_open; or NULL. */
+  /* See overlay_open; or NULL.  The overlays below have the same cache. */
+  struct map_cache *map_cache;
   const struct overlay_hooks *hooks;
 };
 

@@ -14,12 +14,10 @@
 
 #include "common.h"
 #include "format.h"
+#include "map-page.h"
 #include "map.h"
 #include "sparse.h"
 
-#define PAGE_BYTES 4096
-#define PAGE_BITS (PAGE_BYTES * 8)
-#define PAGE_WORDS (PAGE_BYTES / 8)
 #define WORD_BITS 64
 
 /* Bits are numbered from the start of the file: the header is the first
@@ -27,55 +25,34 @@
  */
 #define FIRST_BIT (FORMAT_HEADER_BYTES * 8)
 
-/* What a slot says, when it is not the address of a struct page. */
-#define SLOT_UNKNOWN ((uintptr_t) 0)
-#define SLOT_ZEROES ((uintptr_t) 1)
-#define SLOT_ONES ((uintptr_t) 2)
-#define SLOT_FIRST_ADDRESS ((uintptr_t) 4)
-
-#define CHUNK_SLOTS 512
-
-/* The second level of the table.  Made when one of its pages is first
- * looked at, never freed before the map.  Where the file is a hole there is
- * one for all, whose pages are zeroes, until a page is to be set.
+/* How many pages are prepared at once: 1 GiB of disk; and what part of the
+ * memory that there is, busy as they are.
  */
-struct chunk {
-  struct chunk *next; /* in map->all_chunks */
-  _Atomic uintptr_t slots[CHUNK_SLOTS];
-};
+#define MAX_PREPARED_PAGES 64
+#define MAX_PREPARED_PART 16
 
-struct page {
-  _Atomic uint64_t generation; /* moves when the page leaves its slot */
-  _Atomic uint64_t *words;     /* PAGE_WORDS, bits in the host's order */
-  uint64_t index;              /* of the slot that it is in */
-  unsigned nr_set;             /* bits of sectors, not of the header */
-  bool dirty;                  /* in map->dirty */
-  bool frozen;                 /* in map->frozen */
-  struct page *next;           /* in map->dirty or map->free */
-};
+/* How many uncommitted pages make a writer commit: 8 MiB of bits, 32 GiB of
+ * disk; and what part of the memory, see map-cache.h.
+ */
+#define MAX_UNCOMMITTED_PAGES 2048
+#define MAX_UNCOMMITTED_PART 4
 
-/* Pages come in slabs that live as long as the map, see map.h. */
-#define SLAB_PAGES 64
-struct slab {
-  struct slab *next;
-  void *words; /* mapped: SLAB_PAGES * PAGE_BYTES */
-  struct page pages[SLAB_PAGES];
-};
+/* How many pages are read at once, of a part of the memory. */
+#define MAX_LOADED_PAGES 16
+#define MAX_LOADED_PART 16
 
 struct map {
   struct image *metadata;
   uint64_t end_bit;  /* one past the last sector's */
   uint64_t end_byte; /* one past the bitmap */
   uint64_t nr_pages;
-  bool can_give_back; /* a page here is one of the kernel's */
+  bool forgets_holes;                                 /* see MAX_KEPT_CHUNKS */
+  uint64_t max_prepared, max_loaded, max_uncommitted; /* pages */
 
-  bool forgets_holes; /* see MAX_KEPT_CHUNKS */
-
-  pthread_mutex_t lock; /* see map.h */
+  struct map_cache *cache;     /* what follows is protected by its lock */
+  struct map_cache *own_cache; /* if nobody gave one, or NULL */
+  struct map_user user;
   struct chunk *all_chunks;
-  struct chunk *hole; /* the one for all, or NULL: none was needed yet */
-  struct slab *slabs;
-  struct page *free;
   struct page *dirty;
   uint64_t nr_dirty;
 
@@ -85,9 +62,6 @@ struct map {
    * the disk: see write_found.  Of who commits.
    */
   bool found_lost;
-
-  /* Pages that are dirty or frozen.  Changed under lock, read without. */
-  _Atomic uint64_t nr_uncommitted;
 
   /* Between map_freeze and map_thaw: the frozen pages by index, and a
    * copy of each in the order of the bytes on disk.  The commit's own,
@@ -136,8 +110,16 @@ free_frozen (struct map *map)
  */
 #define MAX_KEPT_CHUNKS (UINT64_C (1) << 23)
 
+/* A PART of the pages of CACHE, at least 1 and at most MAX. */
+static uint64_t
+part_of (const struct map_cache *cache, unsigned part, uint64_t max)
+{
+  return MAX (1, MIN (cache->max_pages / part, max));
+}
+
 int
-map_open (struct map **ret, struct image *metadata, uint64_t size_bytes)
+map_open (struct map **ret, struct image *metadata, uint64_t size_bytes,
+          struct map_cache *cache)
 {
   const uint64_t end_byte = format_file_bytes (size_bytes);
   const uint64_t nr_pages = DIV_ROUND_UP (end_byte, PAGE_BYTES);
@@ -148,39 +130,54 @@ map_open (struct map **ret, struct image *metadata, uint64_t size_bytes)
   map = calloc (1, sizeof *map + nr_chunks * sizeof map->chunks[0]);
   if (map == NULL)
     return ENOMEM;
+  if (cache == NULL && map_cache_new (&map->own_cache, MAP_CACHE_BYTES) != 0) {
+    free (map);
+    return ENOMEM;
+  }
+  map->cache = cache ? cache : map->own_cache;
   map->metadata = metadata;
   map->end_bit = FIRST_BIT + size_bytes / FORMAT_SECTOR_BYTES;
   map->end_byte = end_byte;
   map->nr_pages = nr_pages;
   map->forgets_holes = nr_chunks > MAX_KEPT_CHUNKS;
-  map->can_give_back = sysconf (_SC_PAGESIZE) == PAGE_BYTES;
-  pthread_mutex_init (&map->lock, NULL);
+  map->max_prepared = part_of (map->cache, MAX_PREPARED_PART,
+                               MAX_PREPARED_PAGES);
+  map->max_loaded = part_of (map->cache, MAX_LOADED_PART, MAX_LOADED_PAGES);
+  map->max_uncommitted = part_of (map->cache, MAX_UNCOMMITTED_PART,
+                                  MAX_UNCOMMITTED_PAGES);
+  map_cache_add_user (map->cache, &map->user);
   *ret = map;
   return 0;
 }
+
+static void chunk_forget (struct map *map, struct chunk *chunk);
 
 void
 map_close (struct map *map)
 {
   if (map == NULL)
     return;
+  map_cache_remove_user (map->cache, &map->user);
   /* By the list, as to walk a large table would make memory of it. */
   while (map->all_chunks) {
     struct chunk *chunk = map->all_chunks;
 
+    chunk_forget (map, chunk);
     map->all_chunks = chunk->next;
     free (chunk);
   }
-  while (map->slabs) {
-    struct slab *slab = map->slabs;
-
-    map->slabs = slab->next;
-    munmap (slab->words, SLAB_PAGES * PAGE_BYTES);
-    free (slab);
-  }
   free_frozen (map);
-  pthread_mutex_destroy (&map->lock);
+  map_cache_free (map->own_cache);
   free (map);
+}
+
+void
+map_commit_with (struct map *map, void (*fn) (void *opaque), void *opaque)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->cache->lock);
+
+  map->user.commit = fn;
+  map->user.opaque = opaque;
 }
 
 /*--- The table. -------------------------------------------------------*/
@@ -197,7 +194,7 @@ slot_load (struct map *map, uint64_t index)
                                memory_order_acquire);
 }
 
-/* Caller holds map->lock and chunk_make_locked was called for INDEX. */
+/* Caller holds the lock and chunk_make_locked was called for INDEX. */
 static void
 slot_store_locked (struct map *map, uint64_t index, uintptr_t slot)
 {
@@ -214,24 +211,37 @@ slot_page (uintptr_t slot)
   return slot >= SLOT_FIRST_ADDRESS ? (struct page *) slot : NULL;
 }
 
-/* A chunk whose pages are SLOT, or NULL.  Caller holds map->lock. */
+/* Where the file is a hole in all of a chunk: one for all maps, which is not
+ * written to.
+ */
+static struct chunk hole_chunk = {
+  .slots = { [0 ... CHUNK_SLOTS - 1] = SLOT_ZEROES },
+};
+
+/* A chunk for page INDEX, whose pages are SLOT, or NULL.  Caller holds the
+ * lock.
+ */
 static struct chunk *
-chunk_new_locked (struct map *map, uintptr_t slot)
+chunk_new_locked (struct map *map, uint64_t index, uintptr_t slot)
 {
-  struct chunk *chunk = calloc (1, sizeof *chunk);
+  const uint64_t nr_slots = MIN (
+      CHUNK_SLOTS, map->nr_pages - index / CHUNK_SLOTS * CHUNK_SLOTS);
+  struct chunk *chunk = calloc (1, sizeof *chunk +
+                                       nr_slots * sizeof chunk->slots[0]);
   unsigned i;
 
   if (chunk == NULL)
     return NULL;
-  for (i = 0; i < CHUNK_SLOTS; i++)
+  for (i = 0; i < nr_slots; i++)
     atomic_init (&chunk->slots[i], slot);
+  chunk->nr_slots = nr_slots;
   chunk->next = map->all_chunks;
   map->all_chunks = chunk;
   return chunk;
 }
 
 /* Let the chunk of page INDEX be there, and be its own.  Who looks meanwhile
- * may find zeroes in the one for all, as before.  Caller holds map->lock.
+ * may find zeroes in the one for all, as before.  Caller holds the lock.
  * Returns 0 or ENOMEM.
  */
 static int
@@ -240,31 +250,55 @@ chunk_make_locked (struct map *map, uint64_t index)
   _Atomic (struct chunk *) *where = &map->chunks[index / CHUNK_SLOTS];
   struct chunk *chunk = atomic_load_explicit (where, memory_order_relaxed);
 
-  if (chunk && chunk != map->hole)
+  if (chunk && chunk != &hole_chunk)
     return 0;
-  chunk = chunk_new_locked (map, chunk ? SLOT_ZEROES : SLOT_UNKNOWN);
+  chunk = chunk_new_locked (map, index, chunk ? SLOT_ZEROES : SLOT_UNKNOWN);
   if (chunk == NULL)
     return ENOMEM;
   atomic_store_explicit (where, chunk, memory_order_release);
   return 0;
 }
 
-/* The file is a hole in all of the chunk of page INDEX.  Caller holds
- * map->lock.  Returns 0 or ENOMEM.
+/* The file is a hole in all of the chunk of page INDEX.  Caller holds the
+ * lock.
  */
-static int
+static void
 chunk_hole_locked (struct map *map, uint64_t index)
 {
   _Atomic (struct chunk *) *where = &map->chunks[index / CHUNK_SLOTS];
 
-  if (atomic_load_explicit (where, memory_order_relaxed))
+  if (atomic_load_explicit (where, memory_order_relaxed) == NULL)
+    atomic_store_explicit (where, &hole_chunk, memory_order_release);
+}
+
+/* How often something was let go of in the chunk of page INDEX: see
+ * page_load.
+ */
+static uint64_t
+chunk_nr_dropped (struct map *map, uint64_t index)
+{
+  struct chunk *chunk = atomic_load_explicit (&map->chunks[index / CHUNK_SLOTS],
+                                              memory_order_acquire);
+
+  if (chunk == NULL)
     return 0;
-  if (map->hole == NULL)
-    map->hole = chunk_new_locked (map, SLOT_ZEROES);
-  if (map->hole == NULL)
-    return ENOMEM;
-  atomic_store_explicit (where, map->hole, memory_order_release);
-  return 0;
+  return atomic_load_explicit (&chunk->nr_dropped, memory_order_acquire);
+}
+
+/* Let go of all pages of CHUNK, of a map that nobody uses any more. */
+static void
+chunk_forget (struct map *map, struct chunk *chunk)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->cache->lock);
+  unsigned i;
+
+  for (i = 0; i < chunk->nr_slots; i++) {
+    struct page *page = slot_page (
+        atomic_load_explicit (&chunk->slots[i], memory_order_relaxed));
+
+    if (page)
+      page_forget_locked (map->cache, page);
+  }
 }
 
 /* The bits of page INDEX that belong to sectors: [*FIRST, *END). */
@@ -285,78 +319,39 @@ page_nr_valid (const struct map *map, uint64_t index)
   return end - first;
 }
 
-/*--- Memory of pages. -------------------------------------------------*/
-
-static int
-slab_add_locked (struct map *map)
-{
-  struct slab *slab = calloc (1, sizeof *slab);
-  unsigned i;
-
-  if (slab == NULL)
-    return ENOMEM;
-  slab->words = mmap (NULL, SLAB_PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (slab->words == MAP_FAILED) {
-    free (slab);
-    return ENOMEM;
-  }
-  for (i = SLAB_PAGES; i-- > 0;) {
-    struct page *page = &slab->pages[i];
-
-    page->words = (void *) ((char *) slab->words + i * PAGE_BYTES);
-    page->next = map->free;
-    map->free = page;
-  }
-  slab->next = map->slabs;
-  map->slabs = slab;
-  return 0;
-}
-
-/* A page whose words are all 0, or NULL.  Caller holds map->lock. */
-static struct page *
-page_alloc_locked (struct map *map)
-{
-  struct page *page;
-
-  if (map->free == NULL && slab_add_locked (map) != 0)
-    return NULL;
-  page = map->free;
-  map->free = page->next;
-  page->next = NULL;
-  page->nr_set = 0;
-  return page;
-}
-
-/* Take PAGE out of its slot, which then says SLOT, and give its memory
- * back.  Caller holds map->lock; the page is neither dirty nor frozen.
- *
- * A look-up may be reading the words: it sees the generation move, which
- * happens before they change.
- *
- * Where the kernel's pages are larger, madvise would round up and take
- * the neighbours' words as well.
+/* How many bits from FIRST on, at most MAX (at least 1), are as the
+ * first, whose value goes to *VALUE.
  */
-static void
-page_release_locked (struct map *map, struct page *page, uintptr_t slot)
+static unsigned
+scan_words (const _Atomic uint64_t *words, unsigned first, unsigned max,
+            bool *value)
 {
-  unsigned i;
+  unsigned i = first / WORD_BITS;
+  unsigned skip = first % WORD_BITS;
+  unsigned n = 0;
+  uint64_t flip = 0;
 
-  assert (!page->dirty && !page->frozen);
-  slot_store_locked (map, page->index, slot);
-  atomic_fetch_add_explicit (&page->generation, 1, memory_order_acq_rel);
-  if (!map->can_give_back ||
-      madvise ((void *) page->words, PAGE_BYTES, MADV_DONTNEED) == -1)
-    for (i = 0; i < PAGE_WORDS; i++) /* locked memory, for one */
-      atomic_store_explicit (&page->words[i], 0, memory_order_release);
-  page->next = map->free;
-  map->free = page;
+  while (n < max) {
+    uint64_t w = atomic_load_explicit (&words[i], memory_order_acquire) >> skip;
+
+    if (n == 0) {
+      *value = w & 1;
+      flip = *value ? ~UINT64_C (0) : 0;
+    }
+    /* Now 1 is where a bit differs; those shifted in do not count. */
+    w ^= flip >> skip;
+    if (w) {
+      n += __builtin_ctzll (w);
+      return MIN (n, max);
+    }
+    n += WORD_BITS - skip;
+    skip = 0;
+    i++;
+  }
+  return max;
 }
 
 /*--- Loading. ---------------------------------------------------------*/
-
-/* How many pages are read at once. */
-#define LOAD_PAGES 16
 
 struct first_extent {
   uint64_t count;
@@ -381,7 +376,7 @@ count_bits (const uint64_t *words, unsigned first, unsigned end)
   unsigned i;
 
   for (i = first / WORD_BITS; i * WORD_BITS < end; i++) {
-    uint64_t w = le64toh (words[i]);
+    uint64_t w = words[i];
 
     if (i == first / WORD_BITS)
       w &= ~UINT64_C (0) << first % WORD_BITS;
@@ -392,14 +387,54 @@ count_bits (const uint64_t *words, unsigned first, unsigned end)
   return n;
 }
 
-/* Put the page that was read into WORDS into its slot, unless another
- * thread was faster.  Caller holds map->lock.  Returns 0 or ENOMEM.
+/* What somebody wants of a page that is not known: that it is pinned, or how
+ * many bits from FIRST on, at most MAX, are as the first.
+ */
+struct wanted {
+  bool pin;
+  bool done;
+  unsigned first, max;
+  bool value;
+  unsigned run;
+};
+
+/* A page with the bits of WORDS, in its slot. */
+static int
+page_make_locked (struct map *map, uint64_t index, const uint64_t *words,
+                  unsigned nr_set, bool pin)
+{
+  struct page *page;
+  unsigned i;
+  int r;
+
+  r = page_new_locked (map->cache, &map->user, pin, words == NULL, &page);
+  if (r)
+    return r;
+  for (i = 0; words && i < PAGE_WORDS; i++)
+    atomic_store_explicit (&page->words[i], words[i], memory_order_release);
+  page->user = &map->user;
+  page->chunk = atomic_load_explicit (&map->chunks[index / CHUNK_SLOTS],
+                                      memory_order_relaxed);
+  page->index = index;
+  page->nr_valid = page_nr_valid (map, index);
+  page->nr_set = nr_set;
+  slot_store_locked (map, index, (uintptr_t) page);
+  if (!pin)
+    page_unpin_locked (map->cache, page);
+  return 0;
+}
+
+/* Put the page that was read into WORDS into its slot, unless another thread
+ * was faster; for who WANTED it, or NULL.  Caller holds the lock.  Returns 0;
+ * or if it is to be pinned, MAP_FULL or ENOMEM.
  */
 static int
-page_install_locked (struct map *map, uint64_t index, const uint64_t *words)
+page_install_locked (struct map *map, uint64_t index, const uint64_t *words,
+                     struct wanted *wanted)
 {
-  unsigned first, end, nr_set, i;
-  struct page *page;
+  const bool pin = wanted && wanted->pin;
+  unsigned first, end, nr_set;
+  int r;
 
   if (slot_load (map, index) != SLOT_UNKNOWN)
     return 0;
@@ -409,17 +444,15 @@ page_install_locked (struct map *map, uint64_t index, const uint64_t *words)
     slot_store_locked (map, index, nr_set ? SLOT_ONES : SLOT_ZEROES);
     return 0;
   }
-
-  page = page_alloc_locked (map);
-  if (page == NULL)
-    return ENOMEM;
-  for (i = 0; i < PAGE_WORDS; i++)
-    atomic_store_explicit (&page->words[i], le64toh (words[i]),
-                           memory_order_release);
-  page->index = index;
-  page->nr_set = nr_set;
-  slot_store_locked (map, index, (uintptr_t) page);
-  return 0;
+  r = page_make_locked (map, index, words, nr_set, pin);
+  if (pin)
+    wanted->done = r == 0;
+  else if (wanted) {
+    wanted->run = scan_words ((const _Atomic uint64_t *) words, wanted->first,
+                              wanted->max, &wanted->value);
+    wanted->done = true;
+  }
+  return pin ? r : 0;
 }
 
 /* Nothing of the pages from INDEX on is in the file for COUNT bytes. */
@@ -496,24 +529,27 @@ chunk_look (struct map *map, uint64_t index, bool *is_hole)
   return 0;
 }
 
-static int
+static void
 chunk_set_hole (struct map *map, uint64_t index)
 {
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->cache->lock);
 
-  return chunk_hole_locked (map, index);
+  chunk_hole_locked (map, index);
 }
 
-/* Find out what page INDEX is, and some of those behind it.
+/* Find out what page INDEX is, and some of those behind it; what is WANTED
+ * may have been done then, else its slot tells more.
  *
- * What is read while no lock is held cannot be out of date: nobody sets
- * a bit in a page, let alone writes it, before it is known.
+ * What is read while no lock is held could be out of date: somebody may have
+ * set a bit, committed it, and the page may have been dropped.  Then that was
+ * counted, and all is done again.
  */
 static int
-page_load (struct map *map, uint64_t index)
+page_load (struct map *map, uint64_t index, struct wanted *wanted)
 {
   const uint64_t begin = index * PAGE_BYTES;
   const uint64_t limit = chunk_end_byte (map, index);
+  const uint64_t nr_dropped = chunk_nr_dropped (map, index);
   struct first_extent e = { 0 };
   CLEANUP_FREE uint64_t *words = NULL;
   uint64_t n = 0, i;
@@ -529,73 +565,58 @@ page_load (struct map *map, uint64_t index)
 
   if (!(e.type & EXTENT_ZERO) || e.count < PAGE_BYTES) {
     n = nr_unknown (map, index,
-                    MIN (MAX (e.count / PAGE_BYTES, 1), LOAD_PAGES));
+                    MIN (MAX (e.count / PAGE_BYTES, 1), map->max_loaded));
     words = calloc (n, PAGE_BYTES);
     if (words == NULL)
       return ENOMEM;
     r = read_pages (map, index, limit, words, &n);
     if (r)
       return r;
+    for (i = 0; i < n * PAGE_WORDS; i++)
+      words[i] = le64toh (words[i]);
   }
 
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->cache->lock);
+  if (chunk_nr_dropped (map, index) != nr_dropped)
+    return 0;
   r = chunk_make_locked (map, index);
   if (r)
     return r;
   if (n == 0)
     mark_hole_locked (map, index, e.count);
   for (i = 0; i < n && r == 0; i++)
-    r = page_install_locked (map, index + i, words + i * PAGE_WORDS);
+    r = page_install_locked (map, index + i, words + i * PAGE_WORDS,
+                             i == 0 ? wanted : NULL);
   return r;
 }
 
-/* The same for who only looks: *IS_ZEROES is true if it is found out without
- * keeping it.
- */
+/* The same for who only looks: what is found out need not be kept. */
 static int
-page_look (struct map *map, uint64_t index, bool *is_zeroes)
+page_look (struct map *map, uint64_t index, struct wanted *wanted)
 {
   bool is_hole;
   int r = chunk_look (map, index, &is_hole);
 
-  *is_zeroes = r == 0 && is_hole && map->forgets_holes;
-  if (r || *is_zeroes)
+  if (r)
     return r;
-  return is_hole ? chunk_set_hole (map, index) : page_load (map, index);
+  if (!is_hole)
+    return page_load (map, index, wanted);
+  wanted->value = false;
+  wanted->run = wanted->max;
+  wanted->done = true;
+  if (!map->forgets_holes)
+    chunk_set_hole (map, index);
+  return 0;
 }
 
 /*--- Looking up. ------------------------------------------------------*/
 
-/* How many bits from FIRST on, at most MAX (at least 1), are as the
- * first, whose value goes to *VALUE.
- */
-static unsigned
-scan_words (const _Atomic uint64_t *words, unsigned first, unsigned max,
-            bool *value)
+/* Somebody looked at PAGE.  Mostly it is known already. */
+static void
+page_use (struct page *page)
 {
-  unsigned i = first / WORD_BITS;
-  unsigned skip = first % WORD_BITS;
-  unsigned n = 0;
-  uint64_t flip = 0;
-
-  while (n < max) {
-    uint64_t w = atomic_load_explicit (&words[i], memory_order_acquire) >> skip;
-
-    if (n == 0) {
-      *value = w & 1;
-      flip = *value ? ~UINT64_C (0) : 0;
-    }
-    /* Now 1 is where a bit differs; those shifted in do not count. */
-    w ^= flip >> skip;
-    if (w) {
-      n += __builtin_ctzll (w);
-      return MIN (n, max);
-    }
-    n += WORD_BITS - skip;
-    skip = 0;
-    i++;
-  }
-  return max;
+  if (!atomic_load_explicit (&page->used, memory_order_relaxed))
+    atomic_store_explicit (&page->used, true, memory_order_relaxed);
 }
 
 /* map_run within page INDEX: bits [FIRST, FIRST + MAX). */
@@ -607,15 +628,18 @@ page_run (struct map *map, uint64_t index, unsigned first, unsigned max,
     const uintptr_t slot = slot_load (map, index);
     struct page *page = slot_page (slot);
     uint64_t generation;
-    bool is_zeroes = false;
-    int r;
 
     if (slot == SLOT_UNKNOWN) {
-      r = page_look (map, index, &is_zeroes);
+      struct wanted wanted = { .first = first, .max = max };
+      int r = page_look (map, index, &wanted);
+
       if (r)
         return r;
-      if (!is_zeroes)
+      if (!wanted.done)
         continue;
+      *value = wanted.value;
+      *run = wanted.run;
+      return 0;
     }
     if (page == NULL) {
       *value = slot == SLOT_ONES;
@@ -627,6 +651,7 @@ page_run (struct map *map, uint64_t index, unsigned first, unsigned max,
     if (slot_load (map, index) != slot)
       continue;
     *run = scan_words (page->words, first, max, value);
+    page_use (page);
     if (atomic_load_explicit (&page->generation, memory_order_acquire) ==
         generation)
       return 0;
@@ -665,49 +690,88 @@ map_run (struct map *map, uint64_t sector, uint64_t max_sectors,
 
 /*--- Setting. ---------------------------------------------------------*/
 
-/* Make sure that page INDEX is in memory or all ones. */
+/* Pin page INDEX, where it is known; it is not all ones. */
+static int
+page_pin (struct map *map, uint64_t index, bool *done)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->cache->lock);
+  const uintptr_t slot = slot_load (map, index);
+  struct page *page = slot_page (slot);
+  int r;
+
+  *done = page || slot == SLOT_ZEROES;
+  if (page)
+    return page_pin_locked (map->cache, page);
+  if (slot != SLOT_ZEROES)
+    return 0;
+  r = chunk_make_locked (map, index);
+  return r ? r : page_make_locked (map, index, NULL, 0, true);
+}
+
+/* Make sure that page INDEX is in memory and stays there, or is all ones. */
 static int
 page_prepare (struct map *map, uint64_t index)
 {
-  for (;;) {
-    const uintptr_t slot = slot_load (map, index);
-    struct page *page;
-    int r;
+  struct wanted wanted = { .pin = true };
+  uintptr_t slot;
+  int r = 0;
 
-    if (slot == SLOT_ONES || slot_page (slot))
+  while (r == 0 && !wanted.done) {
+    slot = slot_load (map, index);
+    if (slot == SLOT_ONES)
       return 0;
-    if (slot == SLOT_UNKNOWN) {
-      r = page_load (map, index);
-      if (r)
-        return r;
-      continue;
-    }
-
-    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
-    if (slot_load (map, index) != SLOT_ZEROES)
-      continue;
-    r = chunk_make_locked (map, index);
-    if (r)
-      return r;
-    page = page_alloc_locked (map);
-    if (page == NULL)
-      return ENOMEM;
-    page->index = index;
-    slot_store_locked (map, index, (uintptr_t) page);
-    return 0;
+    if (slot == SLOT_UNKNOWN)
+      r = page_load (map, index, &wanted);
+    else
+      r = page_pin (map, index, &wanted.done);
   }
+  return r;
 }
 
 int
-map_prepare (struct map *map, uint64_t sector, uint64_t nr_sectors)
+map_prepare (struct map *map, uint64_t sector, uint64_t max_sectors,
+             uint64_t *nr_sectors)
+{
+  const uint64_t bit = FIRST_BIT + sector;
+  const uint64_t index = bit / PAGE_BITS;
+  const uint64_t last = (bit + max_sectors - 1) / PAGE_BITS;
+  const uint64_t end = MIN (last + 1, index + map->max_prepared);
+  uint64_t i;
+  int r = 0;
+
+  for (i = index; i < end && r == 0; i++)
+    r = page_prepare (map, i);
+  if (r && --i == index)
+    return r;
+  *nr_sectors = MIN (max_sectors, i * PAGE_BITS - bit);
+  return 0;
+}
+
+void
+map_unprepare (struct map *map, uint64_t sector, uint64_t nr_sectors)
 {
   uint64_t index = (FIRST_BIT + sector) / PAGE_BITS;
   const uint64_t last = (FIRST_BIT + sector + nr_sectors - 1) / PAGE_BITS;
-  int r = 0;
+  struct page *page;
 
-  for (; index <= last && r == 0; index++)
-    r = page_prepare (map, index);
-  return r;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->cache->lock);
+  for (; index <= last; index++) {
+    page = slot_page (slot_load (map, index));
+    if (page)
+      page_unpin_locked (map->cache, page);
+  }
+}
+
+bool
+map_commit_other (struct map *map)
+{
+  return map_cache_commit_other (map->cache, &map->user);
+}
+
+void
+map_wait_for_room (struct map *map)
+{
+  map_cache_wait (map->cache, &map->user);
 }
 
 static void
@@ -715,12 +779,13 @@ page_dirty_locked (struct map *map, struct page *page)
 {
   if (page->dirty)
     return;
-  page->dirty = true;
+  page->dirty = page->changed = true;
   page->next = map->dirty;
   map->dirty = page;
   map->nr_dirty++;
   if (!page->frozen)
-    atomic_fetch_add_explicit (&map->nr_uncommitted, 1, memory_order_release);
+    atomic_fetch_add_explicit (&map->user.nr_uncommitted, 1,
+                               memory_order_release);
 }
 
 /* Set bits [FIRST, END) of PAGE. */
@@ -753,7 +818,7 @@ map_set (struct map *map, uint64_t sector, uint64_t nr_sectors)
   const uint64_t end = bit + nr_sectors;
   bool was_clean;
 
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->cache->lock);
   was_clean = !map_uncommitted (map);
   while (bit < end) {
     const uint64_t index = bit / PAGE_BITS;
@@ -761,7 +826,7 @@ map_set (struct map *map, uint64_t sector, uint64_t nr_sectors)
     const uintptr_t slot = slot_load (map, index);
     struct page *page = slot_page (slot);
 
-    assert (page || slot == SLOT_ONES);
+    assert (slot == SLOT_ONES || (page && page->nr_pins > 0));
     if (page)
       page_set_locked (map, page, bit % PAGE_BITS,
                        (page_end - 1) % PAGE_BITS + 1);
@@ -775,7 +840,13 @@ map_set (struct map *map, uint64_t sector, uint64_t nr_sectors)
 uint64_t
 map_nr_uncommitted_pages (struct map *map)
 {
-  return atomic_load_explicit (&map->nr_uncommitted, memory_order_acquire);
+  return atomic_load_explicit (&map->user.nr_uncommitted, memory_order_acquire);
+}
+
+bool
+map_has_many_uncommitted (struct map *map)
+{
+  return map_nr_uncommitted_pages (map) > map->max_uncommitted;
 }
 
 bool
@@ -798,7 +869,7 @@ dirty_pages (struct map *map, struct page ***ret, uint64_t *nr)
 {
   struct page **pages, *page;
 
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->cache->lock);
   pages = malloc ((map->nr_dirty + 1) * sizeof pages[0]);
   if (pages == NULL)
     return ENOMEM;
@@ -889,7 +960,7 @@ map_freeze (struct map *map)
   uint64_t i;
   unsigned j;
 
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->cache->lock);
   assert (map->frozen == NULL);
   if (map->nr_dirty == 0)
     return 0;
@@ -1028,9 +1099,9 @@ page_thaw_locked (struct map *map, struct page *page, bool committed)
   page->frozen = false;
   if (page->dirty)
     return;
-  if (page->nr_set == page_nr_valid (map, page->index))
-    page_release_locked (map, page, SLOT_ONES);
-  atomic_fetch_sub_explicit (&map->nr_uncommitted, 1, memory_order_acq_rel);
+  page_settle_locked (map->cache, page, true);
+  atomic_fetch_sub_explicit (&map->user.nr_uncommitted, 1,
+                             memory_order_acq_rel);
 }
 
 void
@@ -1038,8 +1109,9 @@ map_thaw (struct map *map, bool committed)
 {
   uint64_t i;
 
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->cache->lock);
   for (i = 0; i < map->nr_frozen; i++)
     page_thaw_locked (map, map->frozen[i], committed);
+  map->user.stuck &= !committed;
   free_frozen (map);
 }

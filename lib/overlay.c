@@ -19,11 +19,6 @@
 
 #define SECTOR FORMAT_SECTOR_BYTES
 
-/* How many uncommitted pages of the map make a writer commit: 8 MiB of
- * bits, 32 GiB of disk.
- */
-#define MAX_UNCOMMITTED_PAGES 2048
-
 /* How many extents one call tells of. */
 #define MAX_EXTENTS 65536
 
@@ -110,9 +105,19 @@ set_fault (struct fault *fault, enum fault_part part, int err)
   return -1;
 }
 
+/* Another overlay needs the memory of what is uncommitted here. */
+static void
+commit_for_others (void *opaque)
+{
+  struct fault fault;
+
+  overlay_commit (opaque, &fault);
+}
+
 int
 overlay_open (struct overlay **ret, struct image *metadata, uint64_t size_bytes,
-              struct backing *backing, const struct overlay_hooks *hooks)
+              struct backing *backing, struct map_cache *cache,
+              const struct overlay_hooks *hooks)
 {
   struct overlay *ov = calloc (1, sizeof *ov);
   pthread_condattr_t attr;
@@ -125,7 +130,7 @@ overlay_open (struct overlay **ret, struct image *metadata, uint64_t size_bytes,
   if (hooks)
     ov->hooks = *hooks;
   ov->nr_failures_untold = UINT64_MAX;
-  r = map_open (&ov->map, metadata, size_bytes);
+  r = map_open (&ov->map, metadata, size_bytes, cache);
   if (r) {
     free (ov);
     return r;
@@ -142,6 +147,7 @@ overlay_open (struct overlay **ret, struct image *metadata, uint64_t size_bytes,
   pthread_cond_init (&ov->image_idle, NULL);
   pthread_mutex_init (&ov->backing_lock, NULL);
   pthread_cond_init (&ov->backing_idle, NULL);
+  map_commit_with (ov->map, commit_for_others, ov);
   *ret = ov;
   return 0;
 }
@@ -741,9 +747,39 @@ after_map_set (struct overlay *ov, struct image *image, bool first,
                struct fault *fault)
 {
   tell_dirty (ov, first);
-  if (map_nr_uncommitted_pages (ov->map) > MAX_UNCOMMITTED_PAGES)
+  if (map_has_many_uncommitted (ov->map))
     return commit_quietly (ov, image, fault);
   return 0;
+}
+
+/* Let there be memory for pages of the map that are to change.  The caller
+ * holds no range.
+ */
+static int
+make_room (struct overlay *ov, struct image *image, struct fault *fault)
+{
+  if (map_commit_other (ov->map))
+    return 0;
+  if (map_uncommitted (ov->map))
+    return commit_quietly (ov, image, fault);
+  map_wait_for_room (ov->map);
+  return 0;
+}
+
+/* map_prepare, with a commit if there is no memory.  The caller holds no
+ * range, and nothing else is prepared.
+ */
+static int
+prepare (struct overlay *ov, struct image *image, uint64_t sector,
+         uint64_t max_sectors, uint64_t *nr_sectors, struct fault *fault)
+{
+  int r;
+
+  while ((r = map_prepare (ov->map, sector, max_sectors, nr_sectors)) ==
+         MAP_FULL)
+    if (make_room (ov, image, fault) == -1)
+      return -1;
+  return r ? set_fault (fault, FAULT_METADATA, r) : 0;
 }
 
 /*--- The backing file, and its end. -----------------------------------*/
@@ -1025,26 +1061,59 @@ write_completed (struct overlay *ov, struct image *image,
   return write_part (image, c, from, to, c->flags & ~IMAGE_FUA, fault);
 }
 
+/* What of the change is in the range of sectors. */
+static struct change
+part_of (const struct change *c, uint64_t sector, uint64_t nr_sectors)
+{
+  const uint64_t end = MIN (c->offset + c->count,
+                            (sector + nr_sectors) * SECTOR);
+  struct change part = *c;
+
+  part.offset = MAX (c->offset, sector * SECTOR);
+  part.count = end - part.offset;
+  if (c->buf)
+    part.buf = c->buf + (part.offset - c->offset);
+  return part;
+}
+
+/* The change, in prepared sectors of which one may be not allocated. */
+static int
+first_touch_prepared (struct overlay *ov, struct image *image,
+                      const struct change *c, uint64_t sector,
+                      uint64_t nr_sectors, bool *first, struct fault *fault)
+{
+  struct range range;
+  int r;
+
+  range_acquire (&ov->first_touch, &range, sector, nr_sectors);
+  r = write_completed (ov, image, c, fault);
+  if (r == 0)
+    *first = map_set (ov->map, sector, nr_sectors);
+  range_release (&ov->first_touch, &range);
+  return r;
+}
+
 /* The change, where a sector in it is not allocated. */
 static int
 first_touch (struct overlay *ov, struct image *image, const struct change *c,
              uint64_t sector, uint64_t nr_sectors, struct fault *fault)
 {
-  struct range range;
-  bool first = false;
-  int r;
+  uint64_t n;
+  int r = 0;
 
-  range_acquire (&ov->first_touch, &range, sector, nr_sectors);
-  r = map_prepare (ov->map, sector, nr_sectors);
-  if (r)
-    r = set_fault (fault, FAULT_METADATA, r);
-  else
-    r = write_completed (ov, image, c, fault);
-  if (r == 0)
-    first = map_set (ov->map, sector, nr_sectors);
-  range_release (&ov->first_touch, &range);
+  for (; r == 0 && nr_sectors > 0; sector += n, nr_sectors -= n) {
+    struct change part;
+    bool first = false;
 
-  return r ? r : after_map_set (ov, image, first, fault);
+    if (prepare (ov, image, sector, nr_sectors, &n, fault) == -1)
+      return -1;
+    part = part_of (c, sector, n);
+    r = first_touch_prepared (ov, image, &part, sector, n, &first, fault);
+    map_unprepare (ov->map, sector, n);
+    if (r == 0)
+      r = after_map_set (ov, image, first, fault);
+  }
+  return r;
 }
 
 /* Are all sectors of the range allocated?  1, 0, or -1 and *FAULT. */
@@ -1345,14 +1414,14 @@ fill_run (const struct filling *f, uint64_t sector, uint64_t nr_sectors)
   return f->image->ops->zero (f->image, count, offset, f->zero_flags);
 }
 
-/* Fill what is not allocated of the range, which the caller holds in
- * first_touch.  *FIRST as map_set says.
+/* Fill what is not allocated of the range, which is prepared and which the
+ * caller holds in first_touch.  *FIRST as map_set says.
  */
 static int
 fill_held (const struct filling *f, uint64_t sector, uint64_t nr_sectors,
            bool *first, struct fault *fault)
 {
-  int r = map_prepare (f->ov->map, sector, nr_sectors);
+  int r = 0;
 
   while (r == 0 && nr_sectors > 0) {
     bool allocated;
@@ -1374,26 +1443,63 @@ fill_held (const struct filling *f, uint64_t sector, uint64_t nr_sectors,
 }
 
 static int
-fill_sectors (const struct filling *f, uint64_t count, bool wait,
-              struct fault *fault)
+fill_prepared (const struct filling *f, uint64_t sector, uint64_t nr_sectors,
+               bool wait, bool *first, struct fault *fault)
 {
-  const uint64_t sector = f->offset / SECTOR;
-  const uint64_t nr_sectors = count / SECTOR;
   struct range range;
-  bool first = false;
   int r;
 
   if (wait)
     range_acquire (&f->ov->first_touch, &range, sector, nr_sectors);
   else if (!range_try_acquire (&f->ov->first_touch, &range, sector, nr_sectors))
     return 0;
-  r = fill_held (f, sector, nr_sectors, &first, fault);
+  r = fill_held (f, sector, nr_sectors, first, fault);
   range_release (&f->ov->first_touch, &range);
-  if (r == -1) {
-    tell_dirty (f->ov, first);
-    return -1;
+  return r;
+}
+
+/* Prepare some of the range, if there is memory or it is waited for.  Returns
+ * 0, 1 if there is none, or -1 and *FAULT.
+ */
+static int
+prepare_fill (const struct filling *f, uint64_t sector, uint64_t max_sectors,
+              bool wait, uint64_t *nr_sectors, struct fault *fault)
+{
+  int r;
+
+  if (wait)
+    return prepare (f->ov, f->image, sector, max_sectors, nr_sectors, fault);
+  r = map_prepare (f->ov->map, sector, max_sectors, nr_sectors);
+  if (r == MAP_FULL)
+    return 1;
+  return r ? set_fault (fault, FAULT_METADATA, r) : 0;
+}
+
+static int
+fill_sectors (const struct filling *f, uint64_t count, bool wait,
+              struct fault *fault)
+{
+  uint64_t sector = f->offset / SECTOR;
+  uint64_t nr_sectors = count / SECTOR;
+  uint64_t n;
+  int r;
+
+  for (; nr_sectors > 0; sector += n, nr_sectors -= n) {
+    bool first = false;
+
+    r = prepare_fill (f, sector, nr_sectors, wait, &n, fault);
+    if (r)
+      return r == 1 ? 0 : -1;
+    r = fill_prepared (f, sector, n, wait, &first, fault);
+    map_unprepare (f->ov->map, sector, n);
+    if (r == -1) {
+      tell_dirty (f->ov, first);
+      return -1;
+    }
+    if (after_map_set (f->ov, f->image, first, fault) == -1)
+      return -1;
   }
-  return after_map_set (f->ov, f->image, first, fault);
+  return 0;
 }
 
 int

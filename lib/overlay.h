@@ -24,7 +24,8 @@
  *   In it, the first and last sector of the request, where they are
  *   written in part and not allocated, are completed from the backing
  *   file; the data is written; then the bits are set.  A write that fails
- *   sets none.
+ *   sets none.  What is very large, or more than there is memory for in the
+ *   map, is done in parts, each as if it were a request.
  * - Readers take no lock.  One that finds a bit clear and reads the
  *   backing file while the sector is first written gets the old data,
  *   and may: the write was not acknowledged when the read began.
@@ -86,14 +87,18 @@
  * -------------------------------------------
  *   first_touch (ranges)  who may give sectors their first content; held
  *                         over I/O to backing file and image
- *   map->lock             see map.h; not held over I/O
+ *   the map's lock        see map.h; one of all overlays with the same cache;
+ *                         not held over I/O
  *   commit_lock           who commits, which commits are over; not held
  *                         over I/O
  *   images_lock           the list of attached images and their users;
  *                         not held over I/O
  *   backing_lock          waiting until nobody uses the backing file
  * None of the mutexes is held when another one is taken.  Who commits may
- * take ranges, so nobody who holds one waits for a commit.
+ * take ranges, so nobody who holds one waits for a commit.  Pages of the map
+ * are prepared before a range is taken: for want of memory that may be a
+ * commit, of this overlay or of another one with the same cache, and who waits
+ * for it holds no range and has nothing prepared, of any.
  *
  * tests/model/overlay.pml is a model of this, which tests/test-spin.sh has
  * checked in all of its states: who changes the one looks at the other.
@@ -108,6 +113,7 @@
 
 #include "backing.h"
 #include "image.h"
+#include "map-cache.h"
 
 struct overlay;
 
@@ -139,12 +145,13 @@ struct overlay_hooks {
 };
 
 /* Make the overlay of SIZE_BYTES (valid, see format.h) over METADATA and
- * BACKING, which may be NULL.  HOOKS are copied; NULL is none.  On success
- * *OV is freed by overlay_close.  Reads nothing.  Returns 0 or ENOMEM.
+ * BACKING, which may be NULL.  CACHE outlives it, see map_open; NULL is one
+ * of its own.  HOOKS are copied; NULL is none.  On success *OV is freed by
+ * overlay_close.  Reads nothing.  Returns 0 or ENOMEM.
  */
 int overlay_open (struct overlay **ov, struct image *metadata,
                   uint64_t size_bytes, struct backing *backing,
-                  const struct overlay_hooks *hooks);
+                  struct map_cache *cache, const struct overlay_hooks *hooks);
 
 /* Free OV; NULL is ignored.  Commits nothing: detaching the last image
  * did.  The caller makes sure that nobody uses it any more.

@@ -54,13 +54,13 @@ build_mutant fill-without-range overlay.c \
 '    range_acquire (&f->ov->first_touch, &range, sector, nr_sectors);
   else if (!range_try_acquire (&f->ov->first_touch, &range, sector, nr_sectors))
     return 0;
-  r = fill_held (f, sector, nr_sectors, &first, fault);
+  r = fill_held (f, sector, nr_sectors, first, fault);
   range_release (&f->ov->first_touch, &range);' \
 '    range_acquire (&f->ov->first_touch, &range, sector, nr_sectors);
   else if (!range_try_acquire (&f->ov->first_touch, &range, sector, nr_sectors))
     return 0;
   range_release (&f->ov->first_touch, &range);
-  r = fill_held (f, sector, nr_sectors, &first, fault);'
+  r = fill_held (f, sector, nr_sectors, first, fault);'
 in_mode read fill-without-range
 in_mode hydrate fill-without-range
 
@@ -76,7 +76,7 @@ in_mode hydrate fill-what-is-set
 # Kept are partial writers apart, from each other alone.
 build_mutant whole-without-range overlay.c \
 '  range_acquire (&ov->first_touch, &range, sector, nr_sectors);
-  r = map_prepare' \
+  r = write_completed' \
 '  if (c->offset % SECTOR == 0 && c->count % SECTOR == 0) {
     range_acquire (&ov->first_touch, &range, sector, nr_sectors);
     range_release (&ov->first_touch, &range);
@@ -84,16 +84,15 @@ build_mutant whole-without-range overlay.c \
   }
   else
     range_acquire (&ov->first_touch, &range, sector, nr_sectors);
-  r = map_prepare'
+  r = write_completed'
 in_mode plain whole-without-range
 
 build_mutant bits-before-data overlay.c \
-'    r = write_completed (ov, image, c, fault);
+'  r = write_completed (ov, image, c, fault);
   if (r == 0)
-    first = map_set (ov->map, sector, nr_sectors);' \
-'    first = map_set (ov->map, sector, nr_sectors);
-  if (r == 0)
-    r = write_completed (ov, image, c, fault);'
+    *first = map_set (ov->map, sector, nr_sectors);' \
+'  *first = map_set (ov->map, sector, nr_sectors);
+  r = write_completed (ov, image, c, fault);'
 in_mode plain bits-before-data
 
 build_mutant complete-what-is-set overlay.c \

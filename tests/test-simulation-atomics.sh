@@ -19,7 +19,7 @@ worlds=${ADDCOW_WORLDS:-1500}
 
 # As for ThreadSanitizer, but what is called is ours.
 objects=()
-for source in filler map overlay range-lock sparse; do
+for source in filler map map-cache overlay range-lock sparse; do
     compile -fsanitize=thread -c -o "$source.o" "$abs_top_srcdir/lib/$source.c"
     objects+=("$source.o")
 done

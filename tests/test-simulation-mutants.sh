@@ -92,25 +92,21 @@ mutant fill-without-lock overlay.c \
     return 0;
 ' '' \
     '  range_release (&f->ov->first_touch, &range);
-  if (r == -1) {' '  if (r == -1) {'
+' ''
 
 mutant write-without-lock overlay.c \
     '  range_acquire (&ov->first_touch, &range, sector, nr_sectors);
-  r = map_prepare (ov->map, sector, nr_sectors);' \
-    '  r = map_prepare (ov->map, sector, nr_sectors);' \
-    '  range_release (&ov->first_touch, &range);
-
-  return r ? r : after_map_set' '
-  return r ? r : after_map_set'
+  r = write_completed' '  r = write_completed' \
+    '    *first = map_set (ov->map, sector, nr_sectors);
+  range_release (&ov->first_touch, &range);' \
+    '    *first = map_set (ov->map, sector, nr_sectors);'
 
 mutant bits-before-data overlay.c \
-    '    r = write_completed (ov, image, c, fault);
+    '  r = write_completed (ov, image, c, fault);
   if (r == 0)
-    first = map_set (ov->map, sector, nr_sectors);' \
-    '    {
-      first = map_set (ov->map, sector, nr_sectors);
-      r = write_completed (ov, image, c, fault);
-    }'
+    *first = map_set (ov->map, sector, nr_sectors);' \
+    '  *first = map_set (ov->map, sector, nr_sectors);
+  r = write_completed (ov, image, c, fault);'
 
 mutant failed-is-committed overlay.c \
     'map_thaw (ov->map, o->r == 0);' 'map_thaw (ov->map, true);'
@@ -120,6 +116,24 @@ mutant not-written-again overlay.c \
     o->r = rewrite' '  if (ov->suspect) ov->suspect = false;
   if (0) {
     o->r = rewrite'
+
+# Pages that are let go of, where there is little memory.
+mutant drops-to-zeroes map-cache.c \
+    'page_leave_locked (cache, page, SLOT_UNKNOWN);' \
+    'page_leave_locked (cache, page, SLOT_ZEROES);'
+
+mutant drops-dirty map-cache.c \
+    'return page->nr_pins > 0 || page->dirty || page->frozen;' \
+    'return page->nr_pins > 0 || page->frozen;'
+
+mutant drops-pinned map-cache.c \
+    'return page->nr_pins > 0 || page->dirty || page->frozen;' \
+    'return page->dirty || page->frozen;'
+
+mutant drop-is-not-counted map-cache.c \
+    '  if (page->changed)
+    atomic_fetch_add' '  if (0)
+    atomic_fetch_add'
 
 # What takes longer, to build or to find.
 longer_mutants ()
@@ -208,8 +222,28 @@ mutant whole-header-page map.c \
 mutant thaw-forgets map.c \
     '  if (page->dirty)
     return;
-  if (page->nr_set' '  page->dirty = false;
-  if (page->nr_set'
+  page_settle' '  page->dirty = false;
+  page_settle'
+
+mutant drops-frozen map-cache.c \
+    'return page->nr_pins > 0 || page->dirty || page->frozen;' \
+    'return page->nr_pins > 0 || page->dirty;'
+
+mutant old-words map-cache.c \
+    '  if (blank && !page->blank)
+    page_clear (page);
+' ''
+
+mutant waits-for-memory-in-range overlay.c \
+    '    if (prepare (ov, image, sector, nr_sectors, &n, fault) == -1)
+      return -1;
+    part' '    struct range range;
+    range_acquire (&ov->first_touch, &range, sector, nr_sectors);
+    n = prepare (ov, image, sector, nr_sectors, &n, fault) ? 0 : n;
+    range_release (&ov->first_touch, &range);
+    if (n == 0)
+      return -1;
+    part'
 }
 [ -z "$ADDCOW_LONG" ] || longer_mutants
 

@@ -361,8 +361,9 @@ begin (uint64_t size, uint64_t data)
   image_ops = *sim_image_ops;
   image_ops.write = write_image;
   image.image.ops = &image_ops;
-  CHECK_EQ (overlay_open (&ov, &metadata.image, size, &backing.backing, NULL),
-            0);
+  CHECK_EQ (
+      overlay_open (&ov, &metadata.image, size, &backing.backing, NULL, NULL),
+      0);
   overlay_attach (ov, &image.image);
 }
 

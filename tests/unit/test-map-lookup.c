@@ -80,8 +80,12 @@ page_sector (uint64_t i)
 static void
 set (uint64_t sector, uint64_t nr_sectors)
 {
-  CHECK_EQ (map_prepare (map, sector, nr_sectors), 0);
+  uint64_t n;
+
+  CHECK_EQ (map_prepare (map, sector, nr_sectors, &n), 0);
+  CHECK_EQ (n, nr_sectors);
   map_set (map, sector, nr_sectors);
+  map_unprepare (map, sector, nr_sectors);
 }
 
 /* Page 1 is full and as good as committed. */
@@ -93,7 +97,7 @@ begin (void)
   sim_world_init (&world);
   sim_store_init (&store, &world, format_file_bytes (size_bytes));
   sim_image_init (&metadata, &store);
-  CHECK_EQ (map_open (&map, &metadata.image, size_bytes), 0);
+  CHECK_EQ (map_open (&map, &metadata.image, size_bytes, NULL), 0);
   set (page_sector (1), PAGE_BITS - 1);
   set (page_sector (2) - 1, 1);
   CHECK_EQ (map_freeze (map), 0);
@@ -224,7 +228,7 @@ test_growing_page (void)
     map_close (map);
     sim_store_clear (&store);
     sim_store_init (&store, &world, format_file_bytes (page_sector (8) * 512));
-    CHECK_EQ (map_open (&map, &metadata.image, page_sector (8) * 512), 0);
+    CHECK_EQ (map_open (&map, &metadata.image, page_sector (8) * 512, NULL), 0);
     set (page_sector (1), 200);
     action = set_more;
     countdown = n;
@@ -240,10 +244,12 @@ test_growing_page (void)
 static void
 test_set_bit_is_uncommitted (void)
 {
+  uint64_t n;
+
   begin ();
   map_thaw (map, true);
   CHECK (!map_uncommitted (map));
-  CHECK_EQ (map_prepare (map, 0, 100), 0);
+  CHECK_EQ (map_prepare (map, 0, 100, &n), 0);
   watching = true;
   CHECK (map_set (map, 0, 100));
   watching = false;

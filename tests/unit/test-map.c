@@ -111,6 +111,7 @@ static struct sim_world world;
 static struct sim_store store;
 static struct sim_image metadata;
 static struct map *map;
+static struct map_cache *cache; /* NULL: one of its own */
 
 static void
 begin (uint64_t nr_sectors, uint64_t more_bytes)
@@ -124,7 +125,7 @@ begin (uint64_t nr_sectors, uint64_t more_bytes)
 static void
 open_map (uint64_t nr_sectors)
 {
-  CHECK_EQ (map_open (&map, &metadata.image, nr_sectors * SECTOR), 0);
+  CHECK_EQ (map_open (&map, &metadata.image, nr_sectors * SECTOR, cache), 0);
 }
 
 static void
@@ -142,11 +143,34 @@ disk_bit (uint64_t sector)
   return sim_store_byte (&store, HEADER + sector / 8) >> sector % 8 & 1;
 }
 
-static void
+static int commit (void);
+
+/* Set what there is memory for, after a commit if that is needed. */
+static bool
+set_some (uint64_t sector, uint64_t max_sectors, uint64_t *n)
+{
+  bool first;
+  int r;
+
+  while ((r = map_prepare (map, sector, max_sectors, n)) == MAP_FULL)
+    CHECK_EQ (commit (), 0);
+  CHECK_EQ (r, 0);
+  CHECK (*n >= 1 && *n <= max_sectors);
+  first = map_set (map, sector, *n);
+  map_unprepare (map, sector, *n);
+  return first;
+}
+
+/* Returns as map_set. */
+static bool
 set (uint64_t sector, uint64_t nr_sectors)
 {
-  CHECK_EQ (map_prepare (map, sector, nr_sectors), 0);
-  map_set (map, sector, nr_sectors);
+  bool first = false;
+  uint64_t n;
+
+  for (; nr_sectors > 0; sector += n, nr_sectors -= n)
+    first |= set_some (sector, nr_sectors, &n);
+  return first;
 }
 
 static bool
@@ -306,8 +330,7 @@ random_set (struct rng *rng)
   n = rng_range (rng, 1, lengths[rng_below (rng, 6)]);
   n = MIN (n, model.nr_sectors - sector);
 
-  CHECK_EQ (map_prepare (map, sector, n), 0);
-  first = map_set (map, sector, n);
+  first = set (sector, n);
   memset (model.now + sector, 1, n);
   CHECK_EQ (first, !was && map_uncommitted (map));
   if (model_is_uncommitted ())
@@ -536,8 +559,7 @@ test_uniform_pages (void)
   CHECK_EQ (world.nr_events, 0);
 
   /* To set what is set makes nothing dirty. */
-  CHECK_EQ (map_prepare (map, page_sector (1), PAGE_BITS), 0);
-  CHECK (!map_set (map, page_sector (1), PAGE_BITS));
+  CHECK (!set (page_sector (1), PAGE_BITS));
   CHECK (!map_uncommitted (map));
   CHECK_EQ (nr_mapped, mapped);
   end ();
@@ -671,15 +693,14 @@ test_memory_of_holes (uint64_t size_bytes, struct rng *rng)
   unsigned i;
 
   nothing_bytes = format_file_bytes (size_bytes);
-  CHECK_EQ (map_open (&map, &file, size_bytes), 0);
+  CHECK_EQ (map_open (&map, &file, size_bytes, cache), 0);
   allocated = nr_allocated;
   mapped = nr_mapped;
   for (i = 0; i < 10000; i++) {
     const uint64_t sector = rng_below (rng, nr_sectors);
 
     if (i == 5000) {
-      CHECK_EQ (map_prepare (map, there, 1), 0);
-      map_set (map, there, 1);
+      set (there, 1);
     }
     CHECK (get (there) == (i >= 5000));
     CHECK (!get (there + 1));
@@ -706,7 +727,7 @@ test_load_error (void)
     open_map (nr_sectors);
     sim_fail (&metadata.port, ops[i], 1, EREMOTEIO, 1);
     CHECK_EQ (map_run (map, 0, nr_sectors, &allocated, &run), EREMOTEIO);
-    CHECK_EQ (map_prepare (map, 0, 1), EREMOTEIO);
+    CHECK_EQ (map_prepare (map, 0, 1, &run), EREMOTEIO);
     CHECK_EQ (map_run (map, 0, nr_sectors, &allocated, &run), 0);
     CHECK (allocated && run == 9);
 
@@ -771,7 +792,7 @@ test_unreadable_page (void)
   CHECK (nr_bad_reads > 0);
 
   CHECK_EQ (map_run (map, page_sector (BAD_PAGE), 1, &allocated, &run), EIO);
-  CHECK_EQ (map_prepare (map, page_sector (BAD_PAGE), 1), EIO);
+  CHECK_EQ (map_prepare (map, page_sector (BAD_PAGE), 1, &run), EIO);
   metadata.image.ops = sim_ops;
   CHECK (get (page_sector (BAD_PAGE) + 801));
   end ();
@@ -851,10 +872,8 @@ test_freeze (void)
 
   begin (page_sector (4), 0);
   open_map (page_sector (4));
-  CHECK_EQ (map_prepare (map, 10, 1), 0);
-  CHECK (map_set (map, 10, 1));
-  CHECK_EQ (map_prepare (map, b + 10, 1), 0);
-  CHECK (!map_set (map, b + 10, 1));
+  CHECK (set (10, 1));
+  CHECK (!set (b + 10, 1));
   CHECK_EQ (map_nr_uncommitted_pages (map), 2);
 
   CHECK_EQ (map_freeze (map), 0);

@@ -143,7 +143,8 @@ begin (uint64_t nr_sectors, uint64_t backing_bytes)
   sim_store_put (&backing_store, base, i, 0);
   nr_dirty = 0;
   CHECK_EQ (overlay_open (&ov, &metadata.image, nr_sectors * SECTOR,
-                          backing_bytes ? &backing.backing : NULL, &hooks),
+                          backing_bytes ? &backing.backing : NULL, NULL,
+                          &hooks),
             0);
   CHECK_EQ (overlay_size_bytes (ov), nr_sectors * SECTOR);
   CHECK_EQ (world.nr_events, 0);
@@ -824,9 +825,9 @@ test_extents_random (struct rng *rng)
       sim_store_put (&backing_store, "b", 1, i * SECTOR);
   overlay_close (ov);
   sim_backing_init (&backing, &backing_store);
-  CHECK_EQ (
-      overlay_open (&ov, &metadata.image, FLAT_BYTES, &backing.backing, NULL),
-      0);
+  CHECK_EQ (overlay_open (&ov, &metadata.image, FLAT_BYTES, &backing.backing,
+                          NULL, NULL),
+            0);
   overlay_attach (ov, &image.image);
   overlay_attach (ov, &other.image);
   image.port.one_extent = rng_one_in (rng, 2);
@@ -2552,7 +2553,7 @@ begin_with_hole (unsigned data, unsigned hole, bool one_extent)
   sim_backing_init (&backing, &backing_store);
   backing.port.one_extent = one_extent;
   CHECK_EQ (overlay_open (&ov, &metadata.image, nr * SECTOR, &backing.backing,
-                          &hooks),
+                          NULL, &hooks),
             0);
   overlay_attach (ov, &image.image);
   overlay_attach (ov, &other.image);

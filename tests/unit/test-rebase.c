@@ -221,8 +221,9 @@ open_overlay (void)
   set_up_port (&metadata.port);
   set_up_port (&from.port);
   set_up_port (&to.port);
-  CHECK_EQ (
-      overlay_open (&ov, &metadata.image, nr_sectors * SECTOR, NULL, NULL), 0);
+  CHECK_EQ (overlay_open (&ov, &metadata.image, nr_sectors * SECTOR, NULL, NULL,
+                          NULL),
+            0);
   overlay_attach (ov, &image.image);
   rb = (struct rebase){
     .ov = ov,

@@ -56,17 +56,21 @@
 #define WORLDS_LONG 2000000
 
 /* The sectors that are used: all of a small disk; or, of one whose bitmap has
- * two pages, those at the begin, where the pages meet, and at the end.
+ * two pages, those at the begin, where the pages meet, and at the end; or those
+ * where each two of four pages meet.
  */
 #define CLUSTER 8
 #define MAX_CLUSTERS 3
 #define MAX_HOT (MAX_CLUSTERS * CLUSTER)
 #define PAGE_END ((4096 - FORMAT_HEADER_BYTES) * 8)
 #define LARGE_SECTORS (PAGE_END + 20000)
+#define PAGES_SECTORS (PAGE_END + 3 * 32768)
 
 #define NR_CELLS 4
 #define MIN_CELL 8
 #define CLUSTER_CELLS (CLUSTER * NR_CELLS)
+
+#define MANY_PAGES 1000
 
 #define NR_IMAGES 3
 #define MAX_CLIENTS 4
@@ -81,6 +85,9 @@ static const struct geometry {
   { 2 * CLUSTER, 2, { 0, CLUSTER } },
   { 3 * CLUSTER, 3, { 0, CLUSTER, 2 * CLUSTER } },
   { LARGE_SECTORS, 3, { 0, PAGE_END - CLUSTER / 2, LARGE_SECTORS - CLUSTER } },
+  { PAGES_SECTORS,
+    3,
+    { PAGE_END - 3, PAGE_END + 32768 - 2, PAGE_END + 2 * 32768 - 6 } },
 };
 
 /*--- What a seed decides about a world, and about a life. -------------*/
@@ -91,6 +98,7 @@ static struct {
   const struct geometry *geometry;
   unsigned cell_begin[NR_CELLS + 1]; /* in each sector */
   bool multi_conn, slow_zero, can_copy, trim_keeps, slow;
+  unsigned cache_pages; /* in memory; MANY_PAGES: no bound */
   _Atomic bool dropped; /* the backing file is closed */
 } world_is;
 
@@ -117,6 +125,7 @@ static struct sim_world world;
 static struct sim_store image_store, metadata_store, backing_store;
 static struct sim_image images[NR_IMAGES], filler_image, metadata;
 static struct sim_backing backing;
+static struct map_cache *map_cache;
 static struct overlay *ov;
 static struct filler *filler;
 
@@ -559,12 +568,20 @@ __wrap_map_run (struct map *map, uint64_t sector, uint64_t max_sectors,
   return r;
 }
 
+/* That, and two pages for the map. */
+static void
+check_memory (void)
+{
+  CHECK (map_cache_bytes (map_cache) <= (world_is.cache_pages + 2) * 4096);
+}
+
 bool
 __wrap_map_set (struct map *map, uint64_t sector, uint64_t nr_sectors)
 {
   bool first;
 
   stumble ();
+  check_memory ();
   first = __real_map_set (map, sector, nr_sectors);
   stumble ();
   return first;
@@ -1242,8 +1259,9 @@ open_overlay (struct rng *rng)
   open_metadata (rng);
   sim_backing_init (&backing, &backing_store);
   backing.closed = world_is.dropped;
+  CHECK_EQ (map_cache_new (&map_cache, world_is.cache_pages * 4096), 0);
   CHECK_EQ (overlay_open (&ov, &metadata.image, disk_bytes (), &backing.backing,
-                          &hooks),
+                          map_cache, &hooks),
             0);
   for (i = 0; i < NR_IMAGES; i++) {
     sim_image_init (&images[i], &image_store);
@@ -1278,6 +1296,14 @@ note_zeroes (void *opaque, uint64_t count, unsigned type)
                              (i % SECTOR == 0 || z->is_zero[i / SECTOR]);
   z->at += count;
   return 0;
+}
+
+static void
+close_overlay (void)
+{
+  overlay_close (ov);
+  CHECK_EQ (map_cache_bytes (map_cache), 0);
+  map_cache_free (map_cache);
 }
 
 static void
@@ -1525,7 +1551,7 @@ live_and_check (struct rng *rng)
 
   nr_lives++;
   ++*counts[end];
-  overlay_close (ov);
+  close_overlay ();
   io.nr_to_live = 0;
   world.dead = false;
   no_faults ();
@@ -1619,6 +1645,7 @@ choose_world (struct rng *rng)
   world_is.can_copy = rng_one_in (rng, 3);
   world_is.trim_keeps = rng_one_in (rng, 3);
   world_is.slow = rng_one_in (rng, 2);
+  world_is.cache_pages = rng_one_in (rng, 4) ? MANY_PAGES : rng_below (rng, 9);
   world_is.dropped = false;
   io.rng.state = rng_next (rng);
   fault_rng.state = rng_next (rng);
@@ -1660,7 +1687,7 @@ world_main (void *opaque)
   set_up_ports ();
   for (i = 0; i < n; i++)
     live_and_check (rng);
-  overlay_close (ov);
+  close_overlay ();
   sim_store_clear (&image_store);
   sim_store_clear (&metadata_store);
   sim_store_clear (&backing_store);
