@@ -241,6 +241,54 @@ test_growing_page (void)
   }
 }
 
+/* Look-ups of others take the page and use it for other bits. */
+static void
+drop (void)
+{
+  bool allocated;
+  uint64_t i, run;
+
+  for (i = 2; i < 8; i++) {
+    CHECK_EQ (map_run (map, page_sector (i), 9, &allocated, &run), 0);
+    CHECK (!allocated && run == 9);
+  }
+  CHECK_EQ (slot_load (map, 1), SLOT_UNKNOWN);
+}
+
+/* A page goes while it is looked at, and is read again. */
+static void
+test_dropped_page (void)
+{
+  const uint64_t size_bytes = page_sector (8) * FORMAT_SECTOR_BYTES;
+  struct map_cache *cache;
+  bool over = false;
+  unsigned n, i;
+
+  for (n = 1; !over; n++) {
+    bool allocated;
+    uint64_t run;
+
+    sim_world_init (&world);
+    sim_store_init (&store, &world, format_file_bytes (size_bytes));
+    sim_image_init (&metadata, &store);
+    for (i = 1; i < 8; i++)
+      sim_store_put (&store, i == 1 ? "\xff" : "\0\xfe", 2, i * PAGE_BYTES);
+    CHECK_EQ (map_cache_new (&cache, 2 * PAGE_BYTES), 0);
+    CHECK_EQ (map_open (&map, &metadata.image, size_bytes, cache), 0);
+    CHECK_EQ (map_run (map, page_sector (1), 9, &allocated, &run), 0);
+    action = drop;
+    countdown = n;
+    CHECK_EQ (map_run (map, page_sector (1), 100, &allocated, &run), 0);
+    over = countdown > 0;
+    countdown = 0;
+    CHECK (allocated);
+    CHECK_EQ (run, 8);
+    end ();
+    map_cache_free (cache);
+  }
+  CHECK (n > 5);
+}
+
 static void
 test_set_bit_is_uncommitted (void)
 {
@@ -272,6 +320,7 @@ main (void)
   test_full_page (recycle, 0, PAGE_BITS);
   test_full_page (release, 0, PAGE_BITS);
   test_growing_page ();
+  test_dropped_page ();
   test_release_order ();
   test_set_bit_is_uncommitted ();
   return 0;
