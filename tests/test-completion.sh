@@ -301,6 +301,7 @@ values=(
     "addcow-backing= ${files/ sub/ none sub}"
     "addcow-backing-format= $formats"
     "addcow-backing-timeout="
+    "addcow-cache-size="
     "addcow-commit-interval="
     "addcow-confine= my\\ dir none sub"
     "addcow-hydrate= false true"

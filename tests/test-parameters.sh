@@ -37,6 +37,14 @@ for value in x -1 '' ' ' 1x 1.5 5s 0x; do
     fails_in_time "addcow-commit-interval" \
         serve file addcow=vm.add-cow addcow-commit-interval="$value"
 done
+for value in x '' 1Q -1M 1.5.5M; do
+    nbdkit_says fails_in_time "" \
+        serve file addcow=vm.add-cow addcow-cache-size="$value"
+done
+for value in 0 1 1048575 1023k; do
+    fails_in_time "addcow-cache-size= must be at least 1M" \
+        serve file addcow=vm.add-cow addcow-cache-size=$value
+done
 nbdkit_says fails_in_time "addcow-commit-interval" \
     serve file addcow=vm.add-cow addcow-commit-interval=99999999999
 for name in dir directory; do
@@ -104,6 +112,9 @@ fails_in_time "unknown parameter 'addcow2'" \
 for value in 0 1 86400; do
     serve file addcow=vm.add-cow addcow-commit-interval=$value
     serve file addcow-commit-interval=$value addcow=vm.add-cow
+done
+for value in 1M 1048576 32M 1T; do
+    serve file addcow=vm.add-cow addcow-cache-size=$value
 done
 kept
 

@@ -25,6 +25,7 @@
 #include "common.h"
 #include "filler-share.h"
 #include "folder.h"
+#include "map-cache.h"
 #include "names.h"
 #include "report.h"
 #include "served.h"
@@ -32,6 +33,7 @@
 #include "switch.h"
 
 #define MAX_TIMEOUT_SECONDS 86400
+#define MIN_CACHE_BYTES (1024 * 1024)
 
 /* Of all overlays of a folder together: steps of filling at a time, and data
  * of each.
@@ -43,6 +45,7 @@
 static const char *metadata_name; /* addcow=: a file or a folder */
 static const char *dir_parameter; /* the name of dir=, the plugin's */
 static bool unconfined;           /* addcow-confine=none */
+static uint64_t cache_size = MAP_CACHE_BYTES;
 static struct settings settings = {
   .backing_timeout_seconds = BACKING_TIMEOUT_SECONDS,
   .commit_interval_seconds = 5,
@@ -127,6 +130,20 @@ set_timeout (const char *key, const char *value)
 }
 
 static int
+set_cache_size (const char *key, const char *value)
+{
+  const int64_t n = nbdkit_parse_size (value);
+
+  if (n == -1)
+    return -1;
+  cache_size = n;
+  if (cache_size >= MIN_CACHE_BYTES)
+    return 0;
+  nbdkit_error ("%s= must be at least 1M", key);
+  return -1;
+}
+
+static int
 set_bool (int *where, const char *value)
 {
   *where = nbdkit_parse_bool (value);
@@ -162,6 +179,8 @@ addcow_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
     return set_once (&settings.backing_format, key, value);
   if (strcmp (key, "addcow-backing-timeout") == 0)
     return set_timeout (key, value);
+  if (strcmp (key, "addcow-cache-size") == 0)
+    return set_cache_size (key, value);
   if (strcmp (key, "addcow-confine") == 0)
     return set_confine (key, value);
   if (strcmp (key, "addcow-commit-interval") == 0)
@@ -189,11 +208,9 @@ addcow_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
 }
 
 #define addcow_config_help \
-  "addcow=<FILE>|<FOLDER>  (required) The add-cow metadata file, or a " \
-  "folder\n" \
-  "                        of such files, of which clients choose one by " \
-  "the\n" \
-  "                        name of the export.\n" \
+  "addcow=<FILE>|<FOLDER>  (required) The add-cow metadata file, or a\n" \
+  "                        folder of such files, of which clients choose\n" \
+  "                        one by the name of the export.\n" \
   "addcow-backing=<NAME>   Read unallocated sectors from here instead of\n" \
   "                        from where the metadata file says; none: they\n" \
   "                        are zeroes.\n" \
@@ -201,13 +218,13 @@ addcow_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
   "                        qcow2, or what else QEMU reads.\n" \
   "addcow-backing-timeout=<SECONDS>  How long to wait for an NBD server\n" \
   "                        that was lost (default 30).\n" \
+  "addcow-cache-size=<SIZE>  How much memory the allocation bits may take\n" \
+  "                        (default 32M).\n" \
   "addcow-commit-interval=<SECONDS>  Make new allocations durable so\n" \
   "                        often without a flush (default 5, 0: never).\n" \
-  "addcow-confine=<FOLDER>|none  Files that are named in metadata files " \
-  "must\n" \
-  "                        lie under it; none: anywhere, also for overlays " \
-  "of\n" \
-  "                        a folder, else they are confined to it.\n" \
+  "addcow-confine=<FOLDER>|none  Files that are named in metadata files\n" \
+  "                        must lie under it; in a folder of overlays this\n" \
+  "                        is that folder.  none: anywhere.\n" \
   "addcow-hydrate=<BOOL>|</PATH>  Fill the image in the background until it\n" \
   "                        stands alone; or do so while PATH exists.\n" \
   "addcow-hydrate-rate=<SIZE>  At most so many bytes a second.\n" \
@@ -363,6 +380,10 @@ addcow_config_complete (nbdkit_next_config_complete *next,
   server_args_get (&settings.args, "addcow");
   if (check_filling () == -1)
     return -1;
+  if (map_cache_new (&settings.map_cache, cache_size) != 0) {
+    nbdkit_error ("malloc: %m");
+    return -1;
+  }
   if (stat (metadata_name, &st) == 0 && S_ISDIR (st.st_mode))
     r = complete_folder ();
   else
@@ -419,6 +440,7 @@ addcow_unload (void)
   folder_free (folder);
   filler_share_free (settings.share);
   backing_pool_free (settings.pool);
+  map_cache_free (settings.map_cache);
   free (folder_path);
   free (made_confine);
   free (made_backing);

@@ -224,6 +224,7 @@ open_disk (struct served *s, const struct served_files *files)
       .log = served_log_backing,
       .pool = settings->pool,
     },
+    .map_cache = settings->map_cache,
     .hooks = &hooks,
   };
 

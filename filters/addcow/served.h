@@ -45,6 +45,7 @@ struct settings {
   struct server_args args;
   int thread_model; /* of the server, known from .get_ready on */
   struct committer committer;
+  struct map_cache *map_cache;
   struct filler_share *share; /* of all overlays; NULL: each its own */
   struct backing_pool *pool;  /* likewise */
 };
