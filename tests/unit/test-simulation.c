@@ -24,6 +24,8 @@
  * - What is said to read as zeroes does.
  * - Nothing fails without a reason, or with another error than that.
  * - Once the disk stands alone the backing file is closed, for good.
+ * - Maps do not take more memory than they may: mostly that is for a few pages,
+ *   and perhaps another map wants its part.
  *
  * In most worlds the threads run one at a time and the seed decides which, so
  * that a failure can be repeated; in others (-t: in all) as they like, for
@@ -568,11 +570,11 @@ __wrap_map_run (struct map *map, uint64_t sector, uint64_t max_sectors,
   return r;
 }
 
-/* That, and two pages for the map. */
+/* That, and two pages for each map. */
 static void
 check_memory (void)
 {
-  CHECK (map_cache_bytes (map_cache) <= (world_is.cache_pages + 2) * 4096);
+  CHECK (map_cache_bytes (map_cache) <= (world_is.cache_pages + 4) * 4096);
 }
 
 bool
@@ -1232,6 +1234,175 @@ stop_committer (void)
   pthread_cond_destroy (&committer.wake);
 }
 
+/*--- Another map that wants memory, too. ------------------------------*/
+
+/* It has a world of its own, in which nothing ends or fails, and somebody who
+ * looks at its bits and sets some.
+ */
+#define NEIGHBOUR_SECTORS PAGES_SECTORS
+#define NEIGHBOUR_BITS 64
+
+static struct {
+  bool is_there; /* in this world */
+  struct sim_world world;
+  struct sim_store store;
+  struct sim_image metadata;
+  struct map *map;
+  pthread_mutex_t commit_lock; /* who commits */
+  struct rng rng;
+  unsigned nr_steps;
+  pthread_t thread;
+  bool is_set[NEIGHBOUR_BITS];
+} neighbour = { .commit_lock = PTHREAD_MUTEX_INITIALIZER };
+
+static uint64_t
+neighbour_sector (unsigned bit)
+{
+  return NEIGHBOUR_SECTORS / NEIGHBOUR_BITS * bit;
+}
+
+static void
+commit_neighbour (void *opaque UNUSED)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&neighbour.commit_lock);
+
+  CHECK_EQ (map_freeze (neighbour.map), 0);
+  CHECK_EQ (map_write_frozen (neighbour.map), 0);
+  map_thaw (neighbour.map, true);
+}
+
+static void
+neighbour_operation (struct sim_port *port UNUSED, enum sim_op op UNUSED,
+                     uint64_t offset UNUSED, uint64_t count UNUSED,
+                     void *opaque UNUSED)
+{
+  int64_t ns;
+
+  if (!world_is.scheduled)
+    return;
+  __real_pthread_mutex_lock (&io.lock);
+  ns = rng_below (&io.rng, MS);
+  pthread_mutex_unlock (&io.lock);
+  worker_sleep (ns);
+}
+
+static void
+open_neighbour (void)
+{
+  if (!neighbour.is_there)
+    return;
+  sim_image_init (&neighbour.metadata, &neighbour.store);
+  CHECK_EQ (map_open (&neighbour.map, &neighbour.metadata.image,
+                      NEIGHBOUR_SECTORS * SECTOR, map_cache),
+            0);
+  map_commit_with (neighbour.map, commit_neighbour, NULL);
+}
+
+static void
+check_neighbour (unsigned bit)
+{
+  bool allocated;
+  uint64_t run;
+
+  CHECK_EQ (
+      map_run (neighbour.map, neighbour_sector (bit), 1, &allocated, &run), 0);
+  CHECK_EQ (allocated, neighbour.is_set[bit]);
+}
+
+static void
+close_neighbour (void)
+{
+  unsigned i;
+
+  if (!neighbour.is_there)
+    return;
+  neighbour.metadata.port.hook = NULL;
+  for (i = 0; i < NEIGHBOUR_BITS; i++)
+    check_neighbour (i);
+  commit_neighbour (NULL);
+  map_close (neighbour.map);
+}
+
+static void
+set_neighbour (unsigned bit)
+{
+  const uint64_t sector = neighbour_sector (bit);
+  uint64_t n;
+  int r;
+
+  while ((r = map_prepare (neighbour.map, sector, 1, &n)) == MAP_FULL)
+    if (map_commit_other (neighbour.map))
+      continue;
+    else if (map_uncommitted (neighbour.map))
+      commit_neighbour (NULL);
+    else
+      map_wait_for_room (neighbour.map);
+  CHECK_EQ (r, 0);
+  map_set (neighbour.map, sector, 1);
+  map_unprepare (neighbour.map, sector, 1);
+  neighbour.is_set[bit] = true;
+}
+
+static void *
+neighbour_main (void *opaque UNUSED)
+{
+  struct rng *rng = &neighbour.rng;
+  unsigned i;
+
+  for (i = 0; i < neighbour.nr_steps; i++) {
+    const unsigned bit = rng_below (rng, NEIGHBOUR_BITS);
+
+    check_neighbour (bit);
+    if (rng_one_in (rng, 4))
+      set_neighbour (bit);
+    if (rng_one_in (rng, 32))
+      commit_neighbour (NULL);
+    if (world_is.scheduled && rng_one_in (rng, 8))
+      worker_sleep (rng_below (rng, 20 * MS));
+  }
+  return NULL;
+}
+
+static void
+start_neighbour (struct rng *rng)
+{
+  if (!neighbour.is_there)
+    return;
+  neighbour.rng.state = rng_next (rng);
+  neighbour.nr_steps = rng_range (rng, 1, 2 * MAX_OPS);
+  neighbour.metadata.port.hook = neighbour_operation;
+  CHECK_EQ (pthread_create (&neighbour.thread, NULL, neighbour_main, NULL), 0);
+}
+
+static void
+join_neighbour (void)
+{
+  if (neighbour.is_there)
+    pthread_join (neighbour.thread, NULL);
+}
+
+static void
+make_neighbour (struct rng *rng)
+{
+  neighbour.is_there = rng_one_in (rng, 4);
+  if (!neighbour.is_there)
+    return;
+  memset (neighbour.is_set, 0, sizeof neighbour.is_set);
+  sim_world_init (&neighbour.world);
+  neighbour.world.no_log = true;
+  sim_store_init (&neighbour.store, &neighbour.world,
+                  format_file_bytes (NEIGHBOUR_SECTORS * SECTOR));
+}
+
+static void
+clear_neighbour (void)
+{
+  if (!neighbour.is_there)
+    return;
+  sim_store_clear (&neighbour.store);
+  sim_world_clear (&neighbour.world);
+}
+
 /*--- A life. ----------------------------------------------------------*/
 
 static uint64_t
@@ -1263,6 +1434,7 @@ open_overlay (struct rng *rng)
   CHECK_EQ (overlay_open (&ov, &metadata.image, disk_bytes (), &backing.backing,
                           map_cache, &hooks),
             0);
+  open_neighbour ();
   for (i = 0; i < NR_IMAGES; i++) {
     sim_image_init (&images[i], &image_store);
     images[i].image.multi_conn = world_is.multi_conn;
@@ -1301,6 +1473,7 @@ note_zeroes (void *opaque, uint64_t count, unsigned type)
 static void
 close_overlay (void)
 {
+  close_neighbour ();
   overlay_close (ov);
   CHECK_EQ (map_cache_bytes (map_cache), 0);
   map_cache_free (map_cache);
@@ -1522,7 +1695,9 @@ live (struct rng *rng)
   if (life.fills)
     start_filler (rng);
   start_committer (rng);
+  start_neighbour (rng);
   run_clients (rng);
+  join_neighbour ();
   if (life.completes)
     await_completion ();
   if (at_end)
@@ -1671,6 +1846,7 @@ make_world (struct rng *rng)
   make_image (rng);
   sim_store_init (&metadata_store, &world, format_file_bytes (disk_bytes ()));
   make_backing (rng);
+  make_neighbour (rng);
   image_store.track = metadata_store.track = true;
   image_store.forgets = metadata_store.forgets = true;
 }
@@ -1691,6 +1867,7 @@ world_main (void *opaque)
   sim_store_clear (&image_store);
   sim_store_clear (&metadata_store);
   sim_store_clear (&backing_store);
+  clear_neighbour ();
   sim_world_clear (&world);
   nr_worlds++;
 }
