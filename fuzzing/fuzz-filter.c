@@ -230,6 +230,7 @@ forget_parameters (void)
   folder = NULL;
   folder_path = made_confine = made_backing = NULL;
   unconfined = false;
+  cache_size = MAP_CACHE_BYTES;
   settings = (struct settings){
     .backing_timeout_seconds = BACKING_TIMEOUT_SECONDS,
     .commit_interval_seconds = 5,
