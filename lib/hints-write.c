@@ -97,16 +97,26 @@ struct way {
   bool upwards[MAX_HEADERS]; /* how the header becomes the next */
 };
 
-/* Is there an order of sectors for each step?  Then it is set. */
+/* Is there an order of sectors for each step?  Then it is set.  What is new in
+ * the hints is in *NOW; NULL: nothing.
+ */
 static bool
-find_orders (struct way *way)
+find_orders (struct way *way, const struct hints *now)
 {
   struct change change;
   unsigned i;
 
   change.has_values = format_check_hints (way->headers[0]) & FORMAT_HINT_VALUE;
   format_get_hints (way->headers[0], &change.before);
-  format_get_hints (way->headers[way->nr_headers - 1], &change.after);
+  change.after = change.before;
+  if (now && now->has_size) {
+    change.after.has_size = true;
+    change.after.size_bytes = now->size_bytes;
+  }
+  if (now && now->has_mtime) {
+    change.after.has_mtime = true;
+    change.after.mtime_ns = now->mtime_ns;
+  }
   for (i = 0; i + 1 < way->nr_headers; i++) {
     const struct header *from = way->headers[i], *to = way->headers[i + 1];
 
@@ -149,12 +159,12 @@ write_step (int fd, const struct way *way, unsigned step)
 
 /* *WRITTEN as for hints_write. */
 static int
-go (int fd, struct way *way, bool *written)
+go (int fd, struct way *way, const struct hints *now, bool *written)
 {
   unsigned i;
   int r = 0;
 
-  *written = find_orders (way);
+  *written = find_orders (way, now);
   for (i = 0; *written && r == 0 && i + 1 < way->nr_headers; i++)
     r = write_step (fd, way, i);
   return r;
@@ -166,7 +176,7 @@ hints_write (int fd, const struct header *from, const struct header *to,
 {
   struct way way = { 2, { from, to }, { false } };
 
-  return go (fd, &way, written);
+  return go (fd, &way, NULL, written);
 }
 
 /* Three ways, of which the last is always safe: nothing moves, and what is
@@ -177,6 +187,7 @@ hints_update (int fd, const struct header *from, const struct hints *now)
 {
   struct header to = *from, hidden_from = *from, hidden_to;
   struct header in_place = *from, hidden_in_place;
+  struct way direct = { 2, { from, &to }, { false } };
   bool written;
   int r;
 
@@ -188,18 +199,18 @@ hints_update (int fd, const struct header *from, const struct hints *now)
   hidden_in_place = in_place;
   format_hide_hints (&hidden_in_place);
 
-  r = hints_write (fd, from, &to, &written);
+  r = go (fd, &direct, now, &written);
   if (!written) {
     struct way way = { 4, { from, &hidden_from, &hidden_to, &to }, { false } };
 
-    r = go (fd, &way, &written);
+    r = go (fd, &way, now, &written);
   }
   if (!written) {
     struct way way = { 4,
                        { from, &hidden_from, &hidden_in_place, &in_place },
                        { false } };
 
-    r = go (fd, &way, &written);
+    r = go (fd, &way, now, &written);
   }
   return r;
 }
