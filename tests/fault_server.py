@@ -110,7 +110,8 @@ class Model:
             if done:
                 self.now[s] = new
                 self.allocated.add(s)
-                self.suspect.discard(s)
+                if not keeps:
+                    self.suspect.discard(s)
             elif s in self.allocated or fua or self.fills:
                 self.now[s] = self.get(s) | new
             else:
@@ -119,7 +120,8 @@ class Model:
                 self.allocated.add(s)   # if only its flush failed
             self.then[s] = self.may_be_then(s) | new
             self.dirty.add(s)
-            if done and fua:
+            # What a trim left alone may be what a sync dropped before.
+            if done and fua and s not in self.suspect:
                 self.then[s] = set(self.now[s])
                 self.dirty.discard(s)
 
