@@ -83,6 +83,12 @@ class Model:
     def get(self, sector):
         return self.now.get(sector) or {self.original(sector)}
 
+    def may_be_now(self, sector):
+        """Who fills lets the system forget what it could not write."""
+        if self.fills and sector in self.suspect:
+            return self.get(sector) | self.may_be_then(sector)
+        return self.get(sector)
+
     def original(self, sector):
         return self.base[sector * SECTOR:(sector + 1) * SECTOR]
 
@@ -99,7 +105,7 @@ class Model:
         piece = data[begin - offset:end - offset]
         at = begin - sector * SECTOR
         return {c[:at] + piece + c[at + len(piece):]
-                for c in self.get(sector)}
+                for c in self.may_be_now(sector)}
 
     def write(self, offset, data, done, fua, keeps=False):
         """DONE: it was acknowledged.  KEEPS: or nothing at all was done."""
@@ -144,9 +150,7 @@ class Model:
             end = min(offset + len(data), (s + 1) * SECTOR)
             got = data[begin - offset:end - offset]
             at = slice(begin - s * SECTOR, end - s * SECTOR)
-            may = self.get(s)
-            if self.fills and s in self.suspect:
-                may = may | self.may_be_then(s)
+            may = self.may_be_now(s)
             assert got in {c[at] for c in may}, "sector %d reads wrong" % s
             if s in self.now and not self.fills:
                 self.now[s] = {c for c in self.now[s] if c[at] == got}
