@@ -117,6 +117,7 @@ scattered ()
 }
 scattered $((64 * 1024))
 # What is more than the pages is that of threads and requests.
+[ "$nr" -lt 3000 ] || nr=3000
 scattered $((20 * 1024)) addcow-cache-size=1M
 
 # Pages of ones cost nothing.

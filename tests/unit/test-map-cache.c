@@ -43,7 +43,7 @@ static struct disk {
   struct sim_image metadata;
   struct map *map;
   pthread_mutex_t commit_lock; /* who commits */
-  unsigned nr_commits;         /* for others */
+  _Atomic unsigned nr_commits; /* for others */
 } disks[NR_MAPS];
 
 static struct disk *const a = &disks[0], *const b = &disks[1];
