@@ -77,7 +77,7 @@ enum call {
 };
 
 /* Calls FIRST to LAST, from 1, of CALL on FILE fail with ERR, or if that is
- * 0 do half of what they should: whole sectors if it is more than one.
+ * 0 do about half of what they should: no sector is written in part.
  */
 struct fault {
   uint32_t file, call;
@@ -228,11 +228,15 @@ fails_wholly (enum file file, enum call call)
   return fails (file, call, &is_short);
 }
 
+/* Half of COUNT bytes at OFFSET, up to the end of a sector; all, where that
+ * would be nothing.
+ */
 static size_t
-half (size_t count)
+half (size_t count, off64_t offset)
 {
-  count = (count + 1) / 2;
-  return count > SECTOR ? count / SECTOR * SECTOR : count;
+  const off64_t end = (offset + count / 2) / SECTOR * SECTOR;
+
+  return end > offset ? (size_t) (end - offset) : count;
 }
 
 /*--- What is durable. -------------------------------------------------*/
@@ -354,7 +358,7 @@ pread64 (int fd, void *buf, size_t count, off64_t offset)
 
   if (fails (file_of_fd (fd), PREAD, &is_short))
     return -1;
-  return real (fd, buf, is_short ? half (count) : count, offset);
+  return real (fd, buf, is_short ? half (count, offset) : count, offset);
 }
 
 EXPORT ssize_t
@@ -368,9 +372,9 @@ pwrite64 (int fd, const void *buf, size_t count, off64_t offset)
   if (fails (file_of_fd (fd), PWRITE, &is_short))
     return -1;
   if (tracked == NR_TRACKED)
-    return real (fd, buf, is_short ? half (count) : count, offset);
+    return real (fd, buf, is_short ? half (count, offset) : count, offset);
   pthread_mutex_lock (&lock);
-  r = real (fd, buf, is_short ? half (count) : count, offset);
+  r = real (fd, buf, is_short ? half (count, offset) : count, offset);
   if (r > 0)
     mark (tracked, r, offset);
   pthread_mutex_unlock (&lock);
@@ -407,8 +411,8 @@ copy_file_range (int in, off64_t *in_offset, int out, off64_t *out_offset,
   if (fails (file_of_fd (out), COPY, &is_short))
     return -1;
   pthread_mutex_lock (&lock);
-  r = real (in, in_offset, out, out_offset, is_short ? half (count) : count,
-            flags);
+  r = real (in, in_offset, out, out_offset,
+            is_short ? half (count, offset) : count, flags);
   if (r > 0)
     mark (tracked, r, offset);
   pthread_mutex_unlock (&lock);
