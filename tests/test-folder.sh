@@ -230,6 +230,35 @@ wait_for has_size new $((2 * size))
 
 stop_nbdkit "$server"
 
+#--- A stop at the moment when clients leave loses nothing.
+
+for ((i = 0; i < 25; i++)); do
+    start_nbdkit sock$i --filter="$addcow" file addcow=vms \
+        addcow-commit-interval=0
+    nbdsh -c "
+import os
+hs = [nbd.NBD() for name in ('one', 'two')]
+for h, name in zip(hs, ('one', 'two')):
+    h.connect_uri('nbd+unix:///%s?socket=$tmp/sock$i' % name)
+    h.pwrite(b'stop', 512 * (100 + $i))
+if $i % 2:
+    hs[0].shutdown()
+os.kill($pid, $((i % 3 ? 15 : 2)))
+"
+    stop_nbdkit "$pid"
+done
+/usr/bin/python3 - <<'PY'
+from addcow_format import Metadata
+for name in "one", "two":
+    with open("vms/%s.add-cow" % name, "rb") as f:
+        bits = Metadata.decode(f.read()).bitmap
+    with open("vms/%s.raw" % name, "rb") as f:
+        image = f.read()
+    for n in range(100, 125):
+        assert bits[n // 8] & 1 << n % 8, (name, n)
+        assert image[512 * n:512 * n + 4] == b"stop", (name, n)
+PY
+
 #--- Read-only: two servers can.
 
 start_nbdkit ro1 -r --filter="$addcow" file addcow=vms

@@ -430,6 +430,8 @@ addcow_cleanup (nbdkit_backend *backend UNUSED)
 {
   if (only)
     served_stop (only);
+  if (folder)
+    folder_stop (folder);
   committer_stop (&settings.committer);
 }
 
@@ -495,8 +497,9 @@ get_served (struct handle *h, const char *exportname)
 static void
 put_served (struct handle *h)
 {
-  if (folder)
+  if (folder && h->served)
     folder_put (folder, h->served);
+  h->served = NULL;
 }
 
 /* Open the next layer.  One overlay is one disk, whatever name a client asks
@@ -565,10 +568,14 @@ detach (struct handle *h)
   h->attached = false;
 }
 
+/* When the server ends this is the last that is called for a connection. */
 static int
 addcow_finalize (nbdkit_next *next UNUSED, void *handle)
 {
-  detach (handle);
+  struct handle *h = handle;
+
+  detach (h);
+  put_served (h);
   return 0;
 }
 
@@ -577,7 +584,7 @@ addcow_close (void *handle)
 {
   struct handle *h = handle;
 
-  /* Attached still when a filter before this one failed. */
+  /* It may not have been finalized: when a filter before this one failed. */
   detach (h);
   put_served (h);
   free (h);

@@ -69,6 +69,23 @@ folder_new (struct folder **ret, struct settings *settings, const char *path)
   return 0;
 }
 
+static void
+close_left (void *opaque)
+{
+  struct shared *e = opaque;
+
+  served_stop (e->served);
+  served_close (e->served);
+  free (e);
+}
+
+void
+folder_stop (struct folder *f)
+{
+  tdestroy (f->entries, close_left);
+  f->entries = NULL;
+}
+
 void
 folder_free (struct folder *f)
 {

@@ -35,7 +35,13 @@ struct folder;
 int folder_new (struct folder **folder, struct settings *settings,
                 const char *path);
 
-/* Free it; no overlay is in use.  NULL is ignored. */
+/* Close the overlays whose clients did not give them back, as nbdkit does not
+ * close all connections when it ends.  Nobody uses FOLDER meanwhile.  May
+ * block.
+ */
+void folder_stop (struct folder *folder);
+
+/* Free it, after folder_stop.  NULL is ignored. */
 void folder_free (struct folder *folder);
 
 /* Have the overlay of the export EXPORT_NAME, opened and started, until
