@@ -37,9 +37,6 @@ class Host:
             if not os.path.exists(path):
                 raise Failure(f"{path} is missing: build first, or see "
                               "--build")
-        self.has_cache_size = "addcow-cache-size" in run(
-            "nbdkit", f"--filter={self.filter}", "null", "--help")
-        self.why_no_folder = self.try_folder()
 
     @contextlib.contextmanager
     def new_folder(self, base_size=BASE_SIZE):
@@ -82,14 +79,3 @@ class Host:
     def addcow(self, what, *more):
         """The command that serves a metadata file, or a folder."""
         return [f"--filter={self.filter}", "file", f"addcow={what}", *more]
-
-    def try_folder(self):
-        """Why a folder cannot be served; "": it can."""
-        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-            make_sparse(os.path.join(folder, "base.img"), MIB)
-            self.create(folder, "vm", MIB)
-            try:
-                with self.serve(self.addcow(folder)):
-                    return ""
-            except Failure as e:
-                return str(e).splitlines()[-1]

@@ -192,9 +192,8 @@ def sizes(host):
                 "file_start": statistics.median(
                     start_one(["file", f"{path}.raw"]) for _ in range(n)),
             }
-            if not host.why_no_folder:
-                row["addcow_open"] = statistics.median(
-                    open_times(host, folder, names))
+            row["addcow_open"] = statistics.median(
+                open_times(host, folder, names))
             rows.append(row)
     return rows
 
@@ -236,9 +235,7 @@ def memory_rows(host, command, label, bound, counts, size):
 
 
 def cache_sizes(host):
-    """[(label, bound in bytes or 0, parameters)]"""
-    if not host.has_cache_size:
-        return [("addcow", 0, [])]
+    """[(label, bound in bytes, parameters)]"""
     return [("addcow", DEFAULT_CACHE, [])] + \
         [(f"addcow, {x} MiB", x * MIB, [f"addcow-cache-size={x}M"])
          for x in host.options.cache_sizes]
@@ -457,23 +454,17 @@ def clients(host):
     return rows
 
 
-# Those of which the second is true need a server of a folder.
 PARTS = {
-    "overlays": (overlays, True),
-    "boot": (boot, True),
-    "sizes": (sizes, False),
-    "memory": (memory, False),
-    "allocated": (all_allocated, False),
-    "commit": (commit, False),
-    "blockstatus": (blockstatus, False),
-    "clients": (clients, False),
+    "overlays": overlays,
+    "boot": boot,
+    "sizes": sizes,
+    "memory": memory,
+    "allocated": all_allocated,
+    "commit": commit,
+    "blockstatus": blockstatus,
+    "clients": clients,
 }
 
 
 def measure(host, part):
-    """{"rows": ...}, or {"missing": why it could not be measured}."""
-    function, needs_folder = PARTS[part]
-    if needs_folder and host.why_no_folder:
-        return {"missing": "this server has no FOLDER mode: "
-                           f"{host.why_no_folder}"}
-    return {"rows": function(host)}
+    return {"rows": PARTS[part](host)}

@@ -73,9 +73,6 @@ def look_at_scale(m):
     assert set(results) == {"overlays", "boot", "sizes", "memory",
                             "allocated", "commit", "blockstatus", "clients"}
     for part, result in results.items():
-        if not has_folder and part in ("overlays", "boot"):
-            assert "no FOLDER mode" in result["missing"], result
-            continue
         assert result["rows"], (part, result)
     ours = [r for r in results["commit"]["rows"] if r["server"] == "addcow"]
     assert all(r["bytes"] > 0 for r in ours), ours
@@ -95,7 +92,6 @@ def look_at_chart(name, least):
                list(root.iter("{http://www.w3.org/2000/svg}circle"))) >= least
 
 
-has_folder = sys.argv[1] == "folder"
 look_at_run(load("run.json"))
 look_at_scale(load("scale.json"))
 look_at_chart("run.svg", 6)
@@ -106,11 +102,7 @@ for chart in charts:
     look_at_chart(chart, 2)
 print(f"bench: {len(charts) + 1} charts")
 EOF
-folder=
-if nbdkit --filter="$addcow" null --help | grep -F addcow=FOLDER; then
-    folder=folder
-fi
-/usr/bin/python3 look.py "$folder"
+/usr/bin/python3 look.py
 
 # A page that refers to what is there, and is complete.
 cp "$abs_top_srcdir/docs/performance/README.md" .
