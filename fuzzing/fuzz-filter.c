@@ -217,7 +217,7 @@ next_complete (nbdkit_backend *nxdata UNUSED)
 {
   CHECK (only == NULL); /* no disk was opened */
   CHECK (folder && folder_path[0] == '/');
-  CHECK (settings.args.file_plugin && dir_parameter == NULL);
+  CHECK (settings.args.file_plugin_is_next && dir_parameter == NULL);
   CHECK (settings.file_parameter == NULL);
   return 0;
 }

@@ -143,6 +143,7 @@ key_is_equal (const struct key *a, const struct key *b)
 {
   return a->kind == b->kind && a->is_local == b->is_local &&
          (!a->is_local || same_file (&a->st, &b->st)) &&
+         (a->kind != BACKING_FILE || a->st.st_size == b->st.st_size) &&
          is_equal (a->name, b->name) && is_equal (a->format, b->format) &&
          is_equal (a->confine, b->confine) &&
          a->is_confined == b->is_confined && a->unlocked == b->unlocked &&

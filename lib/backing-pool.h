@@ -15,10 +15,11 @@
  *
  * Two have a backing file in common when it is opened in the same way (format,
  * timeout, locks, confinement) and is the same: a local file by what its name
- * leads to, so that another file in its place is another backing file, and a
- * URI by its letters.  Of an overlay and of a file that QEMU reads the folder
- * that their names are relative to counts as well; what those names lead to is
- * looked up when it is opened, and not again for who shares it.
+ * leads to, so that another file in its place is another backing file, and one
+ * that is longer by now too, and a URI by its letters.  Of an overlay and of a
+ * file that QEMU reads the folder that their names are relative to counts as
+ * well; what those names lead to is looked up when it is opened, and not again
+ * for who shares it.
  *
  * Opening
  * -------

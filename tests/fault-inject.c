@@ -7,6 +7,7 @@
  *   FAULT_FILE    the end of the path of the files that it is to fail on
  *   FAULT_ERRNO   the errno, a number
  *   FAULT_TRIGGER the path of the trigger file
+ *   FAULT_ONCE    optional: what fails removes the trigger file
  *   FAULT_LOG     optional: a file that gets a line for each pwrite,
  *                 fallocate, fdatasync and fsync, with the name of the file
  *                 without its folder: "pwrite vm.raw 4096 512"; for each
@@ -33,6 +34,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "preload.h"
@@ -62,6 +64,9 @@ fails_on (const char *call, const char *path)
   if (access (trigger, F_OK) == -1)
     return 0;
   if (!ends_with (path, file))
+    return 0;
+  if (getenv ("FAULT_ONCE") &&
+      syscall (SYS_unlinkat, AT_FDCWD, trigger, 0) == -1)
     return 0;
   errno = atoi (number);
   return 1;

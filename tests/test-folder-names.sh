@@ -59,6 +59,10 @@ evil backing-self backing-self.add-cow vm.raw
 evil image-self base.img image-self.add-cow
 evil image-proc base.img /proc/self/fd/0
 evil $'lines' $'base\nimg' vm.raw
+evil control "$(printf '\001%.0s' {1..1023})" vm.raw
+evil latin $'gr\xfcn' vm.raw
+evil file-scheme file:base.img file:vm3.raw
+truncate -s $size vms/vm3.raw
 
 cat > names.py <<'PY'
 """What a server says to names of exports, which may be any bytes."""
@@ -121,8 +125,8 @@ def served(name, patience=0):
     return ACK
 
 
-bad = [b"", b"/", b".", b"..", b"./good", b"/good", b"sub/../good", b"../vms/good",
-       b"x" * 248, b"x" * 4096, b"good\n", b"good/", b"good.add-cow/",
+bad = [b"", b"/", b".", b"..", b"./good", b"/good", b"sub/../good",
+       b"../vms/good", b"x" * 248, b"x" * 4096, b"good\n", b"good/", b"good.add-cow/",
        b"good.add-cow.add-cow", b"good.raw", b".add-cow", b"\xff\xfe", b"\xc3",
        b"\xed\xa0\x80", b"\xc0\xaf..", b"gr\xfcn", b"good\x7f", b"\x1b[2J",
        b"a%20b:c", b"file:good", b"*", b"goo?", b"GOOD", b"%s%n", b"\\good"]
@@ -144,12 +148,13 @@ assert go(s, b"good") == ACK and read(s) == base[:4096]
 refused = ["link-out", "fifo", "folder", "image-out", "image-absolute",
            "image-sub", "image-none", "image-device", "image-uri",
            "image-link-out", "image-link", "backing-uri", "backing-self",
-           "image-self", "image-proc", "lines"]
+           "image-self", "image-proc", "lines", "control", "latin"]
 if what == "confined":
     refused.append("backing-out")
 for name in refused:
     assert served(name.encode()) == UNKNOWN, name
 assert served(b"image-round") == ACK
+assert served(b"file-scheme") == ACK
 if what == "wider":
     s = begin()
     assert go(s, b"backing-out") == ACK
@@ -164,7 +169,21 @@ for confine in '' "$PWD"; do
         "$([ -n "$confine" ] && echo wider || echo confined)"
     # The list has only what can be one of names.
     nbdinfo --list "$uri" > list 2>/dev/null || :
+    /usr/bin/python3 - "$uri" > names <<'PY'
+import sys, nbd
+h = nbd.NBD()
+h.set_opt_mode(True)
+h.connect_uri(sys.argv[1])
+h.opt_list(lambda name, about: print('export="%s":\ndescription: %s' %
+                                     (name, about)))
+h.opt_abort()
+PY
     grep -xF 'export="good":' list
+    # Descriptions are text.
+    for name in control latin; do
+        grep -xF -A1 "export=\"$name\":" names |
+            grep -xF 'description: overlay of a file'
+    done
     stop_nbdkit "$pid"
     # Each message is one line that begins as nbdkit's do, and is text.
     if grep -v '^nbdkit: ' log; then exit 1; fi

@@ -204,6 +204,13 @@ mv vms/one.raw vms/away.raw
 truncate -s $size vms/one.raw
 nbdinfo --size "nbd+unix:///one?socket=$tmp/sock" && exit 1
 grep -F "vms/one.raw: is another file by now than the one that is served" log
+rm vms/one.raw
+ln -s away.raw vms/one.raw
+nbdinfo --size "nbd+unix:///one?socket=$tmp/sock" && exit 1
+rm vms/one.raw
+mkfifo vms/one.raw
+timeout 60 nbdinfo --size "nbd+unix:///one?socket=$tmp/sock" && exit 1
+rm vms/one.raw
 mv vms/away.raw vms/one.raw
 [ "$(nbdinfo --size "nbd+unix:///one?socket=$tmp/sock")" -eq $size ]
 

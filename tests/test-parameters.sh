@@ -77,9 +77,8 @@ for name in file dir directory; do
     fails_in_time "$name= cannot be used with addcow=FOLDER" \
         serve file $name=vm.raw addcow=.
 done
-fails_in_time "a filter behind this one would be left out" \
-    nbdkit -U "$tmp/serve" --filter="$addcow" --filter=nofilter file \
-    addcow=. addcow-hydrate=true
+fails_in_time "without a filter between" \
+    nbdkit -U "$tmp/serve" --filter="$addcow" --filter=cow file addcow=.
 fails_in_time "addcow-hydrate needs a disk that can be written to" \
     serve -r file addcow=. addcow-hydrate=true
 fails_in_time "nowhere: No such file or directory" \

@@ -291,6 +291,27 @@ raise_nofile_limit (void)
     nbdkit_debug ("setrlimit: %m");
 }
 
+static int
+make_backing_absolute (void)
+{
+  const char *name = settings.backing_name;
+  char *here;
+  int r;
+
+  if (name == NULL || name[0] == '\0' || name_is_uri (name))
+    return 0;
+  here = nbdkit_realpath (".");
+  if (here == NULL)
+    return -1;
+  r = name_resolve (here, name, &made_backing);
+  free (here);
+  settings.backing_name = made_backing;
+  if (r == 0)
+    return 0;
+  nbdkit_error ("%s", addcow_strerror (r));
+  return -1;
+}
+
 /* Overlays are opened when the server's folder is another one. */
 static int
 make_names_absolute (void)
@@ -305,23 +326,18 @@ make_names_absolute (void)
     if (made_confine == NULL)
       return -1;
   }
-  if (settings.backing_name && settings.backing_name[0] &&
-      !name_is_uri (settings.backing_name)) {
-    settings.backing_name = made_backing = nbdkit_absolute_path (
-        settings.backing_name);
-    if (made_backing == NULL)
-      return -1;
-  }
-  return 0;
+  return make_backing_absolute ();
 }
 
-/* The plugin opens the images, by their names in the folder. */
+/* The plugin opens the images, by their names in the folder.  A filter between
+ * may have one state for all (as cow and cache do), or open something else.
+ */
 static int
 check_folder_plugin (void)
 {
-  if (!settings.args.file_plugin) {
+  if (!settings.args.file_plugin_is_next) {
     report_error ("%s is a folder: its overlays can be served over "
-                  "nbdkit-file-plugin alone",
+                  "nbdkit-file-plugin alone, without a filter between",
                   metadata_name);
     return -1;
   }
@@ -330,13 +346,6 @@ check_folder_plugin (void)
                   "that metadata files in %s name",
                   settings.file_parameter ? "file" : dir_parameter,
                   metadata_name);
-    return -1;
-  }
-  if (switch_may_be_on (&settings.hydrating) &&
-      !settings.args.file_plugin_is_next) {
-    nbdkit_error ("addcow-hydrate cannot be used here: the images of a folder "
-                  "are filled as files, and a filter behind this one would "
-                  "be left out");
     return -1;
   }
   return 0;
@@ -512,8 +521,9 @@ open_next (struct handle *h, nbdkit_next_open *next, nbdkit_context *context,
   struct disk *disk = h->served->disk;
 
   h->read_only = readonly || !disk->writable;
-  if (next (context, h->read_only,
-            folder ? name_basename (disk->header.image_file) : "") == -1)
+  if (served_check_name (h->served) == -1 ||
+      next (context, h->read_only,
+            folder ? served_image_name (h->served) : "") == -1)
     return -1;
   return served_check_name (h->served);
 }

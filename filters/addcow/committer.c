@@ -213,7 +213,7 @@ committer_poll (struct commits *commits)
 {
   struct committer *c = commits->committer;
 
-  if (c->nr_threads > 0)
+  if (c->nr_threads > 0 || c->interval_seconds == 0)
     return;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
   if (commits->queued && is_due (commits))

@@ -31,7 +31,10 @@ struct commits {
   struct committer *committer;
   struct overlay *ov;
   void (*report) (void *opaque, const struct fault *fault); /* it failed */
-  void (*committed) (void *opaque); /* at first and after each; no locks */
+
+  /* After each, and at first where there are threads.  Without locks. */
+  void (*committed) (void *opaque);
+
   void *opaque;
 
   /* Protected by the committer's lock. */

@@ -42,6 +42,8 @@ struct folder {
   pthread_mutex_t lock;
   pthread_cond_t changed; /* the state of an entry, or it is gone */
   void *entries;          /* tsearch, by file_name */
+  unsigned nr_moving;     /* that are OPENING or CLOSING */
+  bool stopped;
 };
 
 static int
@@ -82,6 +84,11 @@ close_left (void *opaque)
 void
 folder_stop (struct folder *f)
 {
+  pthread_mutex_lock (&f->lock);
+  f->stopped = true;
+  while (f->nr_moving > 0)
+    pthread_cond_wait (&f->changed, &f->lock);
+  pthread_mutex_unlock (&f->lock);
   tdestroy (f->entries, close_left);
   f->entries = NULL;
 }
@@ -202,24 +209,23 @@ leave_failed_locked (struct shared *e)
     free (e);
 }
 
-/* Add E, which is consumed, and open it, for one user.  Caller holds f->lock,
- * which is released meanwhile.
+/* Add E, and open it, for one user.  Caller holds f->lock, which is released
+ * meanwhile.  Returns 0, ENOMEM, or -1: E is consumed and that was reported.
  */
 static int
 add_locked (struct folder *f, struct shared *e)
 {
   int r;
 
-  if (tsearch (e, &f->entries, compare_names) == NULL) {
-    nbdkit_error ("tsearch: %m");
-    free (e);
-    return -1;
-  }
+  if (tsearch (e, &f->entries, compare_names) == NULL)
+    return ENOMEM;
   e->state = OPENING;
   e->nr_users = 1;
+  f->nr_moving++;
   pthread_mutex_unlock (&f->lock);
   r = open_shared (f, e);
   pthread_mutex_lock (&f->lock);
+  f->nr_moving--;
   pthread_cond_broadcast (&f->changed);
   if (r == 0) {
     e->state = OPEN;
@@ -233,7 +239,7 @@ add_locked (struct folder *f, struct shared *e)
 }
 
 /* Be one more user of E, which somebody else opens or has opened.  Returns 0,
- * or -1 if that failed.
+ * or EIO if that failed.
  */
 static int
 join_locked (struct folder *f, struct shared *e)
@@ -243,9 +249,8 @@ join_locked (struct folder *f, struct shared *e)
     pthread_cond_wait (&f->changed, &f->lock);
   if (e->state == OPEN)
     return 0;
-  report_error ("%s/%s: could not be opened", f->path, e->file_name);
   leave_failed_locked (e);
-  return -1;
+  return EIO;
 }
 
 /* The entry for the file of KEY, or NULL: there is none. */
@@ -260,6 +265,21 @@ find_locked (struct folder *f, const struct shared *key)
   return found ? *found : NULL;
 }
 
+/* Be a user of the overlay of NEW, which is consumed if *E is the same.
+ * Returns 0, an errno, or -1: that was reported.
+ */
+static int
+get_locked (struct folder *f, struct shared *new, struct shared **e)
+{
+  *e = find_locked (f, new);
+  if (f->stopped)
+    return ESHUTDOWN;
+  if (*e)
+    return join_locked (f, *e);
+  *e = new;
+  return add_locked (f, new);
+}
+
 int
 folder_get (struct folder *f, const char *export_name, struct served **ret)
 {
@@ -269,18 +289,18 @@ folder_get (struct folder *f, const char *export_name, struct served **ret)
 
   if (new == NULL)
     return -1;
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
-  e = find_locked (f, new);
-  if (e) {
+  pthread_mutex_lock (&f->lock);
+  r = get_locked (f, new, &e);
+  if (r == 0)
+    *ret = e->served;
+  pthread_mutex_unlock (&f->lock);
+  if (r > 0)
+    report_error ("%s/%s: cannot be opened: %s", f->path, new->file_name,
+                  r == EIO ? "it could not be for somebody else"
+                           : addcow_strerror (r));
+  if (r > 0 || e != new)
     free (new);
-    r = join_locked (f, e);
-  }
-  else
-    r = add_locked (f, e = new);
-  if (r == -1)
-    return -1;
-  *ret = e->served;
-  return 0;
+  return r ? -1 : 0;
 }
 
 void
@@ -292,10 +312,12 @@ folder_put (struct folder *f, struct served *s)
   if (--e->nr_users > 0)
     return;
   e->state = CLOSING;
+  f->nr_moving++;
   pthread_mutex_unlock (&f->lock);
   served_stop (s);
   served_close (s);
   pthread_mutex_lock (&f->lock);
+  f->nr_moving--;
   tdelete (e, &f->entries, compare_names);
   pthread_cond_broadcast (&f->changed);
   free (e);
@@ -307,18 +329,20 @@ char *
 folder_describe (const struct header *header)
 {
   const char *name = header->backing_file;
-  CLEANUP_FREE char *text = NULL;
+  char *text;
 
   if (name[0] == '\0')
     return strdup ("overlay without a backing file");
   /* Not where it lies, nor what else a URI has in it. */
   if (name_is_uri (name))
     return strdup ("overlay of a disk of another server");
-  if (asprintf (&text, "overlay of %s", name_basename (name)) == -1) {
-    text = NULL;
+  /* NBD has descriptions in UTF-8, and of some length. */
+  name = name_basename (name);
+  if (!text_is_line (name))
+    return strdup ("overlay of a file");
+  if (asprintf (&text, "overlay of %s", name) == -1)
     return NULL;
-  }
-  return text_printable (text);
+  return text;
 }
 
 /* The same of a file; or what is wrong with it. */

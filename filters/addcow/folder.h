@@ -9,14 +9,17 @@
  *
  * An overlay is opened and closed by one thread while those who want the same
  * one wait and those who want another do not.  Who waited for one that could
- * not be opened gets no other answer; who comes later tries again.
+ * not be opened gets no other answer; who comes later tries again.  To close
+ * one can take as long as a server is waited for that has the backing file of
+ * another one, too, who has clients (lib/backing-pool.h).
  *
  * Names that are asked for are anybody's, and so are those in metadata files:
  * they are confined to the folder unless the parameters widen that, and the
  * image has to be a file in the folder itself, from where the plugin opens it.
  *
  * The folder's mutex protects the tree of overlays and the fields of each that
- * say so.  No other lock is taken while it is held, and no file is looked at.
+ * say so.  No other lock is taken while it is held, no file is looked at and
+ * nothing is logged.
  */
 
 #ifndef ADDCOW_FOLDER_H
@@ -36,8 +39,7 @@ int folder_new (struct folder **folder, struct settings *settings,
                 const char *path);
 
 /* Close the overlays whose clients did not give them back, as nbdkit does not
- * close all connections when it ends.  Nobody uses FOLDER meanwhile.  May
- * block.
+ * close all connections when it ends.  None is opened any more.  May block.
  */
 void folder_stop (struct folder *folder);
 

@@ -51,9 +51,8 @@ report_commit_fault (void *opaque, const struct fault *fault)
   const struct served *s = opaque;
 
   report_fault (s->disk, fault);
-  report_error ("%s: what was allocated lately could not be committed, "
-                "it will be tried again",
-                s->disk->file_name);
+  report_error ("%s: what was allocated lately could not be committed: %s",
+                s->disk->file_name, addcow_strerror (fault->err));
 }
 
 /* As people know it. */
@@ -114,13 +113,17 @@ filling_is_complete (void *opaque)
   look_if_alone (opaque, true);
 }
 
-/* Without its thread this is a request of a client. */
+/* Without its thread this is a request of a client; and one that has other
+ * overlays to commit must not wait for a server that was lost.
+ */
 static void
 is_committed (void *opaque)
 {
   struct served *s = opaque;
+  const struct settings *settings = s->settings;
 
-  look_if_alone (s, committer_is_running (&s->settings->committer));
+  look_if_alone (s, committer_is_running (&settings->committer) &&
+                        settings->pool == NULL);
 }
 
 /*--- Copy-on-read. ----------------------------------------------------*/
@@ -279,30 +282,39 @@ set_up_hydrate (struct served *s)
 }
 
 /* Is what has the name of the image, by which the next layer opens it, the
- * file that was locked?  FLAGS are those of fstatat.
+ * file that was locked?
  */
 static bool
-is_image (const struct served *s, int flags)
+is_image (const struct served *s)
 {
   struct stat named, locked;
 
   return s->disk->image_fd == -1 ||
          (fstat (s->disk->image_fd, &locked) == 0 &&
-          fstatat (AT_FDCWD, s->image_path, &named, flags) == 0 &&
+          fstatat (AT_FDCWD, s->image_path, &named, s->image_flags) == 0 &&
           same_file (&named, &locked));
+}
+
+const char *
+served_image_name (const struct served *s)
+{
+  const char *name = s->disk->image_location.name;
+
+  return name ? name_basename (name) : "";
 }
 
 static int
 set_path_in_folder (struct served *s, const char *folder)
 {
-  const char *name = name_basename (s->disk->header.image_file);
+  const char *name = served_image_name (s);
 
   if (asprintf (&s->image_path, "%s/%s", folder, name) == -1) {
     s->image_path = NULL;
     report_error ("asprintf: %m");
     return -1;
   }
-  if (name[0] && s->disk->image_fd >= 0 && is_image (s, AT_SYMLINK_NOFOLLOW))
+  s->image_flags = AT_SYMLINK_NOFOLLOW;
+  if (name[0] && s->disk->image_fd >= 0 && is_image (s))
     return 0;
   report_error ("%s: its image must be a file in the folder %s itself",
                 s->disk->file_name, folder);
@@ -407,6 +419,27 @@ served_start (struct served *s, nbdkit_backend *backend)
   return r;
 }
 
+/* What could not be committed when the last client left: try again, through
+ * an image that no client has.
+ */
+static void
+commit_rest (struct served *s)
+{
+  CLEANUP_CLOSE int fd = -1;
+  struct image_file image;
+  struct fault fault;
+
+  if (!overlay_uncommitted (s->disk->overlay) ||
+      !s->settings->args.file_plugin_is_next ||
+      disk_open_image (s->disk, &fd) != 0)
+    return;
+  image_file_init (&image, fd);
+  image.image.no_client = true;
+  overlay_attach (s->disk->overlay, &image.image);
+  if (overlay_detach (s->disk->overlay, &image.image, &fault) == -1)
+    report_commit_fault (s, &fault);
+}
+
 void
 served_stop (struct served *s)
 {
@@ -415,6 +448,7 @@ served_stop (struct served *s)
   if (!hydrate_stop (&s->hydrate, &fault))
     report_commit_fault (s, &fault);
   committer_remove (&s->commits);
+  commit_rest (s);
   /* By what was kept only now. */
   look_if_alone (s, true);
   if (overlay_uncommitted (s->disk->overlay))
@@ -454,7 +488,7 @@ served_check_image (struct served *s, nbdkit_next *next,
 int
 served_check_name (struct served *s)
 {
-  if (s->image_path == NULL || is_image (s, 0))
+  if (s->image_path == NULL || is_image (s))
     return 0;
   report_error ("%s: is another file by now than the one that is served",
                 s->image_path);

@@ -64,6 +64,7 @@ struct served {
    * known, or it always leads to the same file.
    */
   char *image_path;
+  int image_flags; /* of fstatat */
 
   struct commits commits;
   struct hydrate hydrate;
@@ -101,8 +102,8 @@ int served_open (struct served **served, struct settings *settings,
  */
 int served_start (struct served *s, nbdkit_backend *backend);
 
-/* End that: what was filled and is not committed is committed.  No client has
- * an image attached.  May block.
+/* End that: what is not committed is committed.  No client uses the overlay any
+ * more.  May block.
  */
 void served_stop (struct served *s);
 
@@ -115,10 +116,13 @@ void served_close (struct served *s);
 int served_check_image (struct served *s, nbdkit_next *next,
                         const struct image_next *image);
 
-/* Is what the next layer has opened still the file that was locked, as far as
- * that can be seen?  If not clients would write to several files and share one
- * map.  Returns 0, or -1 and the error was reported.  To be called after the
- * layer was opened.
+/* The name of the image, without the folder that it is in.  The overlay's. */
+const char *served_image_name (const struct served *s);
+
+/* Is what the next layer opens still the file that was locked, as far as that
+ * can be seen?  If not clients would write to several files and share one map.
+ * Returns 0, or -1 and the error was reported.  To be called before the layer
+ * is opened, and after.
  */
 int served_check_name (struct served *s);
 
