@@ -91,6 +91,7 @@ open_metadata (struct disk *disk, const struct disk_options *options)
   if (i == MAX_OPENS)
     return ADDCOW_E_IN_USE;
   image_file_init (&disk->metadata, disk->metadata_fd);
+  fd_is_random (disk->metadata_fd);
   r = metadata_read_header (disk->metadata_fd, &disk->header);
   if (r || !disk->writable)
     return r;

@@ -177,6 +177,12 @@ fd_forget (int fd, uint64_t count, uint64_t offset)
   posix_fadvise (fd, offset, count, POSIX_FADV_DONTNEED);
 }
 
+void
+fd_is_random (int fd)
+{
+  posix_fadvise (fd, 0, 0, POSIX_FADV_RANDOM);
+}
+
 /* There is no data behind some place.  Is that a hole up to END, or has the
  * file become shorter?  Returns 0, EIO, or an error of asking.
  */

@@ -65,6 +65,11 @@ int fd_write_out (int fd, uint64_t count, uint64_t offset, bool wait);
  */
 void fd_forget (int fd, uint64_t count, uint64_t offset);
 
+/* FD is read here and there: the system should read no more than it is asked
+ * for, and not fill its memory with the holes around.
+ */
+void fd_is_random (int fd);
+
 /* Call FN for the data and the holes of the range of FD; a file that
  * cannot tell is data.  Returns 0, what FN returned, or an errno: EIO where
  * the file has no such range.
