@@ -166,7 +166,7 @@ addcow-img create -q -b vm.add-cow -F add-cow above.add-cow
 addcow-img create -q -b above.add-cow -F add-cow top.add-cow
 bad "is a backing file of itself" -b above.add-cow -F add-cow vm.add-cow
 bad "is a backing file of itself" -b top.add-cow -F add-cow vm.add-cow
-# Also where one in it needs no backing file, for now.
+# Also where one in it needs no backing file as long as it is complete.
 truncate -s $size whole.raw
 addcow-img create -q -b vm.add-cow -F add-cow whole.add-cow
 head -c $((size / 4096)) /dev/zero | tr '\0' '\377' |
