@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 #
 # addcow=FOLDER: when the last client leaves and what it wrote cannot be
-# committed, that is tried again; if it fails still, what is lost is told, and
-# no other overlay has anything to do with it.
+# committed, the overlay is kept and that is tried again: when the interval is
+# over, when clients come and leave again, and when the server stops.  If all
+# of that fails, what is lost is told.  No other overlay has anything to do
+# with it.
 
 source ./functions.sh
 set -e
@@ -34,12 +36,17 @@ from nbd_client import connect
 sock, offset, data = sys.argv[1:]
 one, two = (connect("nbd+unix:///%s?socket=%s" % (name, sock))
             for name in ("one", "two"))
+open("trigger", "w").close()
 for h in one, two:
     h.pwrite(data.encode() * 512, int(offset))
-open("trigger", "w").close()
 one.shutdown()
 two.shutdown()
 PY
+leave ()
+{
+    /usr/bin/python3 leave.py "$tmp/sock" "$@"
+}
+
 # has NAME OFFSET DATA: it is committed.
 has ()
 {
@@ -57,40 +64,134 @@ with open("vms/%s.raw" % name, "rb") as f:
 PY
 }
 
-for FAULT_CALL in pwrite fdatasync; do
-    export FAULT_ONCE=yes
+kept='one.add-cow: is kept open until it can be committed'
+lost='since the last commit is lost'
+
+start ()
+{
     start_nbdkit sock --filter="$addcow" file addcow=vms \
-        addcow-commit-interval=0 addcow-backing=file:other.img 2>log
-    /usr/bin/python3 leave.py "$tmp/sock" 0 a
-    wait_for test ! -e trigger
+        addcow-confine=none "$@" 2>log
+}
+
+stop ()
+{
     stop_nbdkit "$pid"
     cat log
+}
+
+# is_kept TIMES: it was said as often.
+is_kept ()
+{
+    test "$(grep -cF "$kept" log)" = "$1"
+}
+
+# Nothing of two failed, nothing of one was lost.
+is_safe ()
+{
+    if grep -F "$lost" log; then exit 1; fi
+    if grep -F 'two.add-cow' log; then exit 1; fi
+}
+
+for FAULT_CALL in pwrite fdatasync; do
+    # Once: it is tried again at once.
+    export FAULT_ONCE=yes
+    start addcow-commit-interval=0 addcow-backing=file:other.img
+    leave 0 a
+    wait_for test ! -e trigger
+    stop
     has one 0 a
     has two 0 a
     grep -F 'one.add-cow: what was allocated lately could not be committed' log
-    if grep -F 'is lost' log; then exit 1; fi
+    if grep -F "$kept" log; then exit 1; fi
+    is_safe
     addcow-img create -q -f -F raw -b ../base.img vms/one.add-cow
-
-    # It goes on failing; the server goes on.
     unset FAULT_ONCE
-    start_nbdkit sock --filter="$addcow" file addcow=vms \
-        addcow-commit-interval=0 addcow-confine=none 2>log
-    /usr/bin/python3 leave.py "$tmp/sock" 1024 b
-    wait_for grep -F 'since the last commit is lost' log
+
+    # It goes on failing, until clients come: some at once.
+    start addcow-commit-interval=0
+    leave 1024 b
+    wait_for grep -F "$kept" log
     has two 1024 b
+    if addcow-img check -q -r vms/one.add-cow; then exit 1; fi
+    rm trigger
+    /usr/bin/python3 - "$tmp/sock" <<'PY'
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from nbd_client import connect
+
+def come(i):
+    h = connect("nbd+unix:///one?socket=%s" % sys.argv[1])
+    return h, h.pread(65536, 0)
+
+want = bytearray(open("base.img", "rb").read())
+want[1024:1536] = b"b" * 512
+with ThreadPoolExecutor(4) as pool:
+    came = list(pool.map(come, range(4)))
+for h, got in came:
+    assert got == want
+h.pwrite(b"c" * 512, 2048)
+h.flush()
+for h, _ in came:
+    h.shutdown()
+PY
+    has one 1024 b
+    has one 2048 c
+    # And it is closed.
+    wait_for addcow-img check -q -r vms/one.add-cow
+    stop
+    is_safe
+
+    # Until the interval is over, without a client.
+    start addcow-commit-interval=1
+    leave 3072 d
+    wait_for grep -F "$kept" log
+    rm trigger
+    wait_for grep -F 'what could not be committed is committed' log
+    wait_for addcow-img check -q -r vms/one.add-cow
+    has one 3072 d
+    # One more time: all is as it was.
+    leave 4096 e
+    wait_for is_kept 2
+    rm trigger
+    stop
+    has one 4096 e
+    is_safe
+
+    # Until the server stops.
+    start addcow-commit-interval=0
+    leave 5120 f
+    wait_for grep -F "$kept" log
+    rm trigger
+    stop
+    has one 5120 f
+    is_safe
+
+    # To the end.
+    start addcow-commit-interval=0
+    leave 6144 g
+    wait_for grep -F "$kept" log
+    stop
+    grep -F "one.add-cow: what was allocated $lost" log
+    if grep -F 'two.add-cow' log; then exit 1; fi
+    rm trigger
+done
+
+# What is kept fills itself when clients come again.
+FAULT_CALL=pwrite
+for on_read in no yes; do
+    addcow-img create -q -f -F raw -b ../base.img vms/one.add-cow
+    start addcow-commit-interval=1 addcow-on-read=$on_read \
+        addcow-hydrate="$tmp/switch"
+    leave 0 h
+    wait_for grep -F "$kept" log
+    touch switch
     rm trigger
     nbdsh -u "nbd+unix:///one?socket=$tmp/sock" -c "
-want = bytearray(open('base.img', 'rb').read())
-got = h.pread($size, 0)
-# What was written and not synced may be there or not.
-if '$FAULT_CALL' == 'fdatasync' and got != want:
-    want[1024:1536] = b'b' * 512
-assert got == want
-h.pwrite(b'c' * 512, 2048)
-h.flush()"
-    has one 2048 c
-    stop_nbdkit "$pid"
-    cat log
-    grep -F 'is lost' log | grep -F 'two.add-cow' && exit 1
+from fill_client import wait_for
+wait_for(lambda: 'one.raw stands alone' in open('log').read())"
+    rm switch
+    stop
+    if grep -F "$lost" log; then exit 1; fi
+    { printf 'h%.0s' {1..512}; tail -c +513 base.img; } > want
+    cmp want vms/one.raw
 done
-true

@@ -87,6 +87,18 @@ commit (struct commits *commits, bool had_failed)
   return true;
 }
 
+/* What is done was the last.  Caller holds c->lock, which is released
+ * meanwhile.
+ */
+static void
+end_locked (struct committer *c, struct commits *commits)
+{
+  commits->added = false;
+  pthread_mutex_unlock (&c->lock);
+  commits->over (commits->opaque);
+  pthread_mutex_lock (&c->lock);
+}
+
 /* Commit one that is queued, and see whether there is more already.  Caller
  * holds c->lock, which is released meanwhile.
  */
@@ -95,6 +107,7 @@ commit_locked (struct committer *c, struct commits *commits)
 {
   const bool begun = commits->begun, had_failed = commits->failed;
   bool failed = had_failed;
+  bool is_over;
 
   unqueue_locked (c, commits);
   commits->busy = commits->begun = true;
@@ -104,12 +117,16 @@ commit_locked (struct committer *c, struct commits *commits)
     failed = commit (commits, had_failed);
   else
     commits->committed (commits->opaque); /* all may be there since long */
+  is_over = !failed && commits->is_over && commits->is_over (commits->opaque);
   pthread_mutex_lock (&c->lock);
 
   commits->busy = false;
   commits->failed = failed;
   pthread_cond_broadcast (&c->idle);
-  if (commits->added && (commits->dirty || overlay_uncommitted (commits->ov)))
+  if (is_over)
+    end_locked (c, commits);
+  else if (commits->added &&
+           (commits->dirty || overlay_uncommitted (commits->ov)))
     queue_locked (c, commits, false);
 }
 

@@ -25,12 +25,14 @@
 /* nbdkit takes no more, and then there would be no list. */
 #define MAX_LISTED 10000
 
-/* An overlay that somebody uses or waits for.  The fields are protected by
- * the folder's lock, and who is opening or closing it owns served.
+/* An overlay that somebody uses or waits for, or that could not be committed
+ * when the last one left, which is KEPT then.  The fields are protected by the
+ * folder's lock, and who is opening or closing it owns served.
  */
 struct shared {
-  enum { OPENING, OPEN, CLOSING, FAILED } state;
+  enum { OPENING, OPEN, CLOSING, KEPT, FAILED } state;
   unsigned nr_users; /* also who waits for the end of OPENING */
+  struct folder *folder;
   struct served *served;
   char file_name[]; /* in the folder */
 };
@@ -221,6 +223,7 @@ add_locked (struct folder *f, struct shared *e)
     return ENOMEM;
   e->state = OPENING;
   e->nr_users = 1;
+  e->folder = f;
   f->nr_moving++;
   pthread_mutex_unlock (&f->lock);
   r = open_shared (f, e);
@@ -238,8 +241,36 @@ add_locked (struct folder *f, struct shared *e)
   return -1;
 }
 
+static bool is_over (void *opaque);
+static void over (void *opaque);
+
+/* Let E go on, which was kept, for one more user.  Caller holds f->lock, which
+ * is released meanwhile.  Returns 0, or -1: it is kept still, and that was
+ * reported.
+ */
+static int
+resume_locked (struct folder *f, struct shared *e)
+{
+  int r;
+
+  e->state = OPENING;
+  f->nr_moving++;
+  pthread_mutex_unlock (&f->lock);
+  r = served_resume (e->served);
+  if (r == -1) {
+    served_stop (e->served);
+    served_keep (e->served, is_over, over);
+  }
+  pthread_mutex_lock (&f->lock);
+  f->nr_moving--;
+  e->state = r == 0 ? OPEN : KEPT;
+  e->nr_users -= r == -1;
+  pthread_cond_broadcast (&f->changed);
+  return r;
+}
+
 /* Be one more user of E, which somebody else opens or has opened.  Returns 0,
- * or EIO if that failed.
+ * EIO if that failed, or -1: that was reported.
  */
 static int
 join_locked (struct folder *f, struct shared *e)
@@ -249,6 +280,8 @@ join_locked (struct folder *f, struct shared *e)
     pthread_cond_wait (&f->changed, &f->lock);
   if (e->state == OPEN)
     return 0;
+  if (e->state == KEPT)
+    return resume_locked (f, e);
   leave_failed_locked (e);
   return EIO;
 }
@@ -303,24 +336,79 @@ folder_get (struct folder *f, const char *export_name, struct served **ret)
   return r ? -1 : 0;
 }
 
+/* Close E, or keep it if it cannot be committed.  Caller has made it CLOSING,
+ * and holds no lock.
+ */
+static void
+close_or_keep (struct folder *f, struct shared *e)
+{
+  const bool committed = served_stop (e->served);
+
+  if (committed)
+    served_close (e->served);
+  else {
+    report_error ("%s/%s: is kept open until it can be committed", f->path,
+                  e->file_name);
+    served_keep (e->served, is_over, over);
+  }
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
+  f->nr_moving--;
+  pthread_cond_broadcast (&f->changed);
+  if (committed) {
+    tdelete (e, &f->entries, compare_names);
+    free (e);
+  }
+  else
+    e->state = KEPT;
+}
+
 void
 folder_put (struct folder *f, struct served *s)
 {
   struct shared *e = s->owner;
 
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
-  if (--e->nr_users > 0)
+  pthread_mutex_lock (&f->lock);
+  if (--e->nr_users > 0) {
+    pthread_mutex_unlock (&f->lock);
     return;
+  }
   e->state = CLOSING;
   f->nr_moving++;
   pthread_mutex_unlock (&f->lock);
-  served_stop (s);
-  served_close (s);
-  pthread_mutex_lock (&f->lock);
-  f->nr_moving--;
-  tdelete (e, &f->entries, compare_names);
-  pthread_cond_broadcast (&f->changed);
-  free (e);
+  close_or_keep (f, e);
+}
+
+/*--- What was kept. ---------------------------------------------------*/
+
+/* A commit of what was kept has succeeded: is it to be closed now? */
+static bool
+is_over (void *opaque)
+{
+  const struct served *s = opaque;
+  struct shared *e = s->owner;
+  struct folder *f = e->folder;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
+  /* By who is about to keep it. */
+  while (e->state == CLOSING)
+    pthread_cond_wait (&f->changed, &f->lock);
+  if (f->stopped || e->state != KEPT || overlay_uncommitted (s->disk->overlay))
+    return false;
+  e->state = CLOSING;
+  f->nr_moving++;
+  return true;
+}
+
+static void
+over (void *opaque)
+{
+  const struct served *s = opaque;
+  struct shared *e = s->owner;
+  struct folder *f = e->folder;
+
+  report_error ("%s/%s: what could not be committed is committed", f->path,
+                e->file_name);
+  close_or_keep (f, e);
 }
 
 /*--- Listing. ---------------------------------------------------------*/

@@ -4,8 +4,9 @@
  *
  * NAME, or NAME.add-cow, is the metadata file NAME.add-cow in the folder.  It
  * is opened when the first client asks for it and closed, committed, when
- * the last one has left.  All of them share it.  Nothing is kept of the others:
- * files may come and go.
+ * the last one has left; if it cannot be committed it is kept, and closed when
+ * that has been tried again with success.  All of them share it.  Nothing is
+ * kept of the others: files may come and go.
  *
  * An overlay is opened and closed by one thread while those who want the same
  * one wait and those who want another do not.  Who waited for one that could
@@ -38,8 +39,9 @@ struct folder;
 int folder_new (struct folder **folder, struct settings *settings,
                 const char *path);
 
-/* Close the overlays whose clients did not give them back, as nbdkit does not
- * close all connections when it ends.  None is opened any more.  May block.
+/* Close the overlays that were kept, and those whose clients did not give them
+ * back, as nbdkit does not close all connections when it ends.  None is opened
+ * any more.  Threads that commit may be there still.  May block.
  */
 void folder_stop (struct folder *folder);
 
@@ -54,7 +56,7 @@ int folder_get (struct folder *folder, const char *export_name,
                 struct served **served);
 
 /* Give it back: no image of the caller is attached to it any more.  The last
- * one has it committed and closed.  May block.
+ * one has it committed and closed, or kept.  May block.
  */
 void folder_put (struct folder *folder, struct served *served);
 

@@ -272,7 +272,6 @@ set_up_hydrate (struct served *s)
   h->rate_bytes = settings->hydrate_rate_bytes;
   h->share = settings->share;
   h->commits = settings->commit_interval_seconds > 0;
-  h->backing = s->disk->backing;
   h->image_fd = settings->args.file_plugin_is_next ? s->disk->image_fd : -1;
   h->wanted = settings->hydrating.path ? filling_is_wanted : NULL;
   h->complete = filling_is_complete;
@@ -368,6 +367,7 @@ served_open (struct served **ret, struct settings *settings,
     return -1;
   }
   s->settings = settings;
+  s->rest_fd = -1;
   if (set_up (s, files) == -1) {
     served_close (s);
     return -1;
@@ -376,11 +376,29 @@ served_open (struct served **ret, struct settings *settings,
   return 0;
 }
 
+/* End what commit_rest began, which tries again. */
+static void
+drop_rest (struct served *s)
+{
+  struct fault fault;
+
+  if (s->rest_fd == -1)
+    return;
+  /* That it fails was reported when it did so first. */
+  overlay_detach (s->disk->overlay, &s->rest.image, &fault);
+  close (s->rest_fd);
+  s->rest_fd = -1;
+}
+
 void
 served_close (struct served *s)
 {
   if (s == NULL)
     return;
+  drop_rest (s);
+  if (s->disk && overlay_uncommitted (s->disk->overlay))
+    report_error ("%s: what was allocated since the last commit is lost",
+                  s->disk->file_name);
   disk_close (s->disk);
   free (s->image_path);
   free (s);
@@ -388,13 +406,16 @@ served_close (struct served *s)
 
 /*--- Starting and stopping. -------------------------------------------*/
 
-/* A thread of ours can keep what is read, and fill. */
+/* A thread of ours can keep what is read, and fill, if there is anything. */
 static bool
-needs_hydrate (const struct settings *settings)
+needs_hydrate (const struct served *s)
 {
+  const struct settings *settings = s->settings;
+
   return (switch_may_be_on (&settings->hydrating) ||
           switch_may_be_on (&settings->on_read)) &&
-         settings->thread_model >= NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS;
+         settings->thread_model >= NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS &&
+         !s->stands_alone;
 }
 
 /* Without a context of ours the image is filled as a file, if it is one for
@@ -412,7 +433,8 @@ served_start (struct served *s, nbdkit_backend *backend)
   int r = 0;
 
   /* First, as it looks at the backing file, which who commits may close. */
-  if (needs_hydrate (s->settings) && can_hydrate (s, backend))
+  s->hydrate.backing = s->disk->backing;
+  if (needs_hydrate (s) && can_hydrate (s, backend))
     r = hydrate_start (&s->hydrate, backend, s->settings->thread_model);
   if (r == 0)
     committer_add (&s->commits);
@@ -420,27 +442,28 @@ served_start (struct served *s, nbdkit_backend *backend)
 }
 
 /* What could not be committed when the last client left: try again, through
- * an image that no client has.
+ * an image that no client has, which stays attached.
  */
 static void
 commit_rest (struct served *s)
 {
-  CLEANUP_CLOSE int fd = -1;
-  struct image_file image;
   struct fault fault;
 
   if (!overlay_uncommitted (s->disk->overlay) ||
-      !s->settings->args.file_plugin_is_next ||
-      disk_open_image (s->disk, &fd) != 0)
+      !s->settings->args.file_plugin_is_next)
     return;
-  image_file_init (&image, fd);
-  image.image.no_client = true;
-  overlay_attach (s->disk->overlay, &image.image);
-  if (overlay_detach (s->disk->overlay, &image.image, &fault) == -1)
+  if (s->rest_fd == -1) {
+    if (disk_open_image (s->disk, &s->rest_fd) != 0)
+      return;
+    image_file_init (&s->rest, s->rest_fd);
+    s->rest.image.no_client = true;
+    overlay_attach (s->disk->overlay, &s->rest.image);
+  }
+  if (overlay_commit (s->disk->overlay, &fault) == -1)
     report_commit_fault (s, &fault);
 }
 
-void
+bool
 served_stop (struct served *s)
 {
   struct fault fault;
@@ -452,8 +475,30 @@ served_stop (struct served *s)
   /* By what was kept only now. */
   look_if_alone (s, true);
   if (overlay_uncommitted (s->disk->overlay))
-    report_error ("%s: what was allocated since the last commit is lost",
-                  s->disk->file_name);
+    return false;
+  drop_rest (s);
+  return true;
+}
+
+void
+served_keep (struct served *s, bool (*is_over) (void *opaque),
+             void (*over) (void *opaque))
+{
+  s->commits.is_over = is_over;
+  s->commits.over = over;
+  /* Which was said. */
+  s->commits.failed = overlay_uncommitted (s->disk->overlay);
+  committer_add (&s->commits);
+}
+
+int
+served_resume (struct served *s)
+{
+  committer_remove (&s->commits);
+  s->commits.is_over = NULL;
+  s->commits.failed = false;
+  drop_rest (s);
+  return served_start (s, NULL);
 }
 
 /*--- Images of clients. -----------------------------------------------*/

@@ -6,7 +6,9 @@
  *
  * Its life is: served_open; served_start, when threads may run; clients that
  * attach and detach their images; served_stop, when the last one has;
- * served_close.
+ * served_close.  One that cannot be committed then may be kept instead
+ * (served_keep), until that has succeeded or clients come again
+ * (served_resume).
  */
 
 #ifndef ADDCOW_SERVED_H
@@ -68,6 +70,13 @@ struct served {
 
   struct commits commits;
   struct hydrate hydrate;
+
+  /* The image by which is tried again what could not be committed, when no
+   * client has any: attached if REST_FD is not -1.
+   */
+  struct image_file rest;
+  int rest_fd;
+
   _Atomic bool stands_alone; /* it was said */
 };
 
@@ -103,11 +112,26 @@ int served_open (struct served **served, struct settings *settings,
 int served_start (struct served *s, nbdkit_backend *backend);
 
 /* End that: what is not committed is committed.  No client uses the overlay any
- * more.  May block.
+ * more.  Returns whether that succeeded; it was reported that it did not.  May
+ * block.
  */
-void served_stop (struct served *s);
+bool served_stop (struct served *s);
 
-/* Close all; NULL is ignored. */
+/* After that, when it did not: go on to try to commit, as often as when there
+ * are clients.  When it succeeds IS_OVER and OVER, which get S, are called as
+ * struct commits says.  Takes the committer's lock, does not block otherwise.
+ */
+void served_keep (struct served *s, bool (*is_over) (void *opaque),
+                  void (*over) (void *opaque));
+
+/* After that, as served_start: clients will come again.  Waits for who is
+ * committing.
+ */
+int served_resume (struct served *s);
+
+/* Close all; NULL is ignored.  What is not committed is tried once more, and
+ * reported if it is lost.  May block.
+ */
 void served_close (struct served *s);
 
 /* Is IMAGE, that of the next layer, fit for the overlay?  Returns 0, or -1 and
