@@ -175,6 +175,31 @@ find_metadata (const struct folder *f, const char *file_name,
 
 #define CLEANUP_LOCATION __attribute__ ((cleanup (location_clear)))
 
+/* Is what was opened for E the file that has the name?  Where names are
+ * confined it was pinned before it was locked.
+ */
+static bool
+is_metadata (const struct folder *f, const struct shared *e)
+{
+  CLEANUP_LOCATION struct location location = LOCATION_NONE;
+  struct stat named, locked;
+
+  return find_metadata (f, e->file_name, &location) == 0 &&
+         stat (location.path, &named) == 0 &&
+         fstat (e->served->disk->metadata_fd, &locked) == 0 &&
+         same_file (&named, &locked);
+}
+
+static int
+start_shared (const struct folder *f, struct shared *e)
+{
+  if (is_metadata (f, e))
+    return served_start (e->served, NULL);
+  report_error ("%s/%s: was replaced while it was opened", f->path,
+                e->file_name);
+  return -1;
+}
+
 /* Open the overlay of E, and start it. */
 static int
 open_shared (struct folder *f, struct shared *e)
@@ -195,7 +220,7 @@ open_shared (struct folder *f, struct shared *e)
   if (served_open (&e->served, f->settings, &files) == -1)
     return -1;
   e->served->owner = e;
-  if (served_start (e->served, NULL) == 0)
+  if (start_shared (f, e) == 0)
     return 0;
   served_stop (e->served);
   served_close (e->served);
