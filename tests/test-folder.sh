@@ -31,6 +31,11 @@ start_nbdkit sock --filter="$addcow" file addcow=vms \
     addcow-commit-interval=1 2>log
 server=$pid
 
+# There is room for the files of many: to make it later takes long.
+most=$(ulimit -Hn)
+[ "$most" != unlimited ] && [ "$most" -lt 16384 ] || most=16384
+[ "$(awk '/^FDSize:/ { print $2 }' "/proc/$server/status")" -ge "$most" ]
+
 #--- What there is.
 
 # nbdinfo looks at all of them, and says which ones are bad.

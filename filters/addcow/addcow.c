@@ -13,6 +13,7 @@
 #include <config.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -291,6 +292,28 @@ raise_nofile_limit (void)
     nbdkit_debug ("setrlimit: %m");
 }
 
+/* For how many the kernel makes room at once: thousands of overlays. */
+#define ROOM_FOR_FILES 16384
+
+/* Where there are threads, the kernel's table of open files grows while who
+ * opens one waits for all processors, more than 10 ms each time.  So it gets
+ * its size before.
+ */
+static void
+make_room_for_files (void)
+{
+  CLEANUP_CLOSE int fd = open (folder_path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+  CLEANUP_CLOSE int last = -1;
+  struct rlimit limit;
+
+  if (fd == -1 || getrlimit (RLIMIT_NOFILE, &limit) == -1)
+    return;
+  last = fcntl (fd, F_DUPFD_CLOEXEC,
+                (int) MIN (limit.rlim_cur, ROOM_FOR_FILES) - 1);
+  if (last == -1)
+    nbdkit_debug ("fcntl: %m");
+}
+
 static int
 make_backing_absolute (void)
 {
@@ -425,8 +448,11 @@ nr_committers (void)
 static int
 addcow_after_fork (nbdkit_backend *backend)
 {
-  int r = committer_start (&settings.committer, nr_committers ());
+  int r;
 
+  if (folder)
+    make_room_for_files ();
+  r = committer_start (&settings.committer, nr_committers ());
   if (r) {
     nbdkit_error ("cannot start a thread: %s", addcow_strerror (r));
     return -1;
