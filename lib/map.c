@@ -41,6 +41,11 @@
 #define MAX_LOADED_PAGES 16
 #define MAX_LOADED_PART 16
 
+/* How much more the system reads meanwhile for who loads all pages, one behind
+ * the other.
+ */
+#define AHEAD_BYTES (1024 * 1024)
+
 struct map {
   struct image *metadata;
   uint64_t end_bit;  /* one past the last sector's */
@@ -48,6 +53,11 @@ struct map {
   uint64_t nr_pages;
   bool forgets_holes;                                 /* see MAX_KEPT_CHUNKS */
   uint64_t max_prepared, max_loaded, max_uncommitted; /* pages */
+
+  /* In the file, the ends of what was loaded last and of what is read ahead:
+   * whosever that was, they are for hints.
+   */
+  _Atomic uint64_t loaded_end, ahead_end;
 
   struct map_cache *cache;     /* what follows is protected by its lock */
   struct map_cache *own_cache; /* if nobody gave one, or NULL */
@@ -368,13 +378,25 @@ keep_first_extent (void *opaque, uint64_t count, unsigned type)
   return EXTENT_STOP;
 }
 
-/* The bits [FIRST, END) of WORDS that are set. */
+/* Are all bits of WORDS, a page, the same?  Most pages are like that, and this
+ * is much faster than to count.
+ */
+static bool
+is_uniform (const uint64_t *words)
+{
+  return (words[0] == 0 || words[0] == ~UINT64_C (0)) &&
+         memcmp (words, words + 1, PAGE_BYTES - sizeof words[0]) == 0;
+}
+
+/* The bits [FIRST, END) of WORDS, a page, that are set. */
 static unsigned
 count_bits (const uint64_t *words, unsigned first, unsigned end)
 {
   unsigned n = 0;
   unsigned i;
 
+  if (is_uniform (words))
+    return words[0] ? end - first : 0;
   for (i = first / WORD_BITS; i * WORD_BITS < end; i++) {
     uint64_t w = words[i];
 
@@ -498,6 +520,30 @@ read_pages (struct map *map, uint64_t index, uint64_t limit, uint64_t *words,
   return r;
 }
 
+/* [BEGIN, END) of the file is about to be read, and its data goes on to
+ * DATA_END.  If it follows what was read last, have the system read on, which
+ * it does not by itself (fd_is_random).
+ */
+static void
+read_ahead (struct map *map, uint64_t begin, uint64_t end, uint64_t data_end)
+{
+  const bool follows = atomic_exchange_explicit (&map->loaded_end, end,
+                                                 memory_order_relaxed) == begin;
+  uint64_t ahead = atomic_load_explicit (&map->ahead_end, memory_order_relaxed);
+  uint64_t limit;
+
+  if (ahead < end || ahead > end + AHEAD_BYTES)
+    ahead = end;
+  /* Nobody asked what is behind the end of a chunk: most likely more. */
+  if (data_end % (CHUNK_SLOTS * PAGE_BYTES) == 0)
+    data_end += AHEAD_BYTES;
+  limit = MIN (MIN (data_end, map->end_byte), end + AHEAD_BYTES);
+  if (!follows || ahead >= limit || ahead - end > AHEAD_BYTES / 2)
+    return;
+  atomic_store_explicit (&map->ahead_end, limit, memory_order_relaxed);
+  map->metadata->ops->cache (map->metadata, limit - ahead, ahead);
+}
+
 /* One past the last byte of the chunk of page INDEX. */
 static uint64_t
 chunk_end_byte (const struct map *map, uint64_t index)
@@ -569,6 +615,7 @@ page_load (struct map *map, uint64_t index, struct wanted *wanted)
     words = calloc (n, PAGE_BYTES);
     if (words == NULL)
       return ENOMEM;
+    read_ahead (map, begin, begin + n * PAGE_BYTES, begin + e.count);
     r = read_pages (map, index, limit, words, &n);
     if (r)
       return r;

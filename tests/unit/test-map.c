@@ -527,6 +527,69 @@ test_reads_forward (void)
   end ();
 }
 
+/* For who looks at page after page, the system is asked to read on: what was
+ * not asked for yet, but neither a hole within a chunk nor what is behind the
+ * end; and not for who goes the other way.
+ */
+static void
+try_reads_ahead (unsigned nr_pages)
+{
+  enum { HOLE = 300, HOLE_END = 340, LESS = 100 };
+  const uint64_t nr_sectors = page_sector (nr_pages) - LESS;
+  const uint64_t end_byte = format_file_bytes (nr_sectors * SECTOR);
+  unsigned *times = calloc (nr_pages, sizeof times[0]);
+  static uint8_t ones[PAGE_BYTES];
+  unsigned nr_hinted = 0, nr_late = 0;
+  uint64_t page, i;
+
+  CHECK (times != NULL);
+  memset (ones, 0xff, sizeof ones);
+  begin (nr_sectors, 0);
+  for (i = 1; i < nr_pages; i++)
+    if (i < HOLE || i >= HOLE_END)
+      sim_store_put (&store, ones, MIN (PAGE_BYTES, end_byte - i * PAGE_BYTES),
+                     i * PAGE_BYTES);
+  open_map (nr_sectors);
+  for (i = 0; i < nr_pages; i++) {
+    const size_t n = sim_log_count (&world, NULL, SIM_CACHE);
+
+    CHECK_EQ (get (page_sector (i)), i > 0 && (i < HOLE || i >= HOLE_END));
+    if (sim_log_count (&world, NULL, SIM_CACHE) == n)
+      continue;
+    const struct sim_event e = sim_log_get (&world, NULL, SIM_CACHE, n);
+
+    CHECK (e.count > 0 && e.count <= 1024 * 1024);
+    CHECK (e.offset + e.count <= end_byte);
+    for (page = e.offset / PAGE_BYTES;
+         page < DIV_ROUND_UP (e.offset + e.count, PAGE_BYTES); page++) {
+      times[page]++;
+      nr_hinted++;
+      nr_late += page <= i;
+    }
+  }
+  for (page = 0; page < nr_pages; page++)
+    CHECK (times[page] <= (page < HOLE || page >= HOLE_END));
+  CHECK_EQ (nr_late, 0);
+  /* All but two reads of 16 pages at the beginning and behind the hole. */
+  CHECK (nr_hinted + (HOLE_END - HOLE) + 5 * 16 >= nr_pages);
+
+  map_close (map);
+  open_map (nr_sectors);
+  sim_log_clear (&world);
+  for (i = nr_pages; i > 0; i--)
+    get (page_sector (i - 1));
+  CHECK_EQ (sim_log_count (&world, NULL, SIM_CACHE), 0);
+  free (times);
+  end ();
+}
+
+static void
+test_reads_ahead (void)
+{
+  try_reads_ahead (1300);
+  try_reads_ahead (1024); /* where a chunk ends, too */
+}
+
 /* Pages of one value are not asked for again and take no memory. */
 static void
 test_uniform_pages (void)
@@ -1266,6 +1329,7 @@ main (int argc, char *argv[])
   fflush (stdout);
   check_watchdog (300);
   test_reads_forward ();
+  test_reads_ahead ();
   test_uniform_pages ();
   test_holes ();
   test_only_sectors_count ();
