@@ -117,7 +117,7 @@ commit_locked (struct committer *c, struct commits *commits)
     failed = commit (commits, had_failed);
   else
     commits->committed (commits->opaque); /* all may be there since long */
-  is_over = !failed && commits->is_over && commits->is_over (commits->opaque);
+  is_over = commits->is_over && commits->is_over (commits->opaque);
   pthread_mutex_lock (&c->lock);
 
   commits->busy = false;

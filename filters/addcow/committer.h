@@ -35,9 +35,10 @@ struct commits {
   /* After each, and at first where there are threads.  Without locks. */
   void (*committed) (void *opaque);
 
-  /* NULL, or: after one that succeeded, is it all?  If so OVER is called by
-   * the same thread, without locks; what is here is not used any more then,
-   * and may be gone after it.  Only changed while it is not added.
+  /* NULL, or: after each, and after the first COMMITTED, was it the last?
+   * If so OVER is called by the same thread, without locks; what is here is
+   * not used any more then, and may be gone after it.  Only changed while it
+   * is not added.
    */
   bool (*is_over) (void *opaque);
   void (*over) (void *opaque);

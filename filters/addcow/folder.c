@@ -405,7 +405,7 @@ folder_put (struct folder *f, struct served *s)
 
 /*--- What was kept. ---------------------------------------------------*/
 
-/* A commit of what was kept has succeeded: is it to be closed now? */
+/* What was kept was tried to commit: is it to be closed now? */
 static bool
 is_over (void *opaque)
 {
@@ -417,7 +417,8 @@ is_over (void *opaque)
   /* By who is about to keep it. */
   while (e->state == CLOSING)
     pthread_cond_wait (&f->changed, &f->lock);
-  if (f->stopped || e->state != KEPT || overlay_uncommitted (s->disk->overlay))
+  if (f->stopped || e->state != KEPT || e->nr_users > 0 ||
+      overlay_uncommitted (s->disk->overlay))
     return false;
   e->state = CLOSING;
   f->nr_moving++;
