@@ -149,6 +149,7 @@ map_open (struct map **ret, struct image *metadata, uint64_t size_bytes,
   map->end_bit = FIRST_BIT + size_bytes / FORMAT_SECTOR_BYTES;
   map->end_byte = end_byte;
   map->nr_pages = nr_pages;
+  map->loaded_end = UINT64_MAX;
   map->forgets_holes = nr_chunks > MAX_KEPT_CHUNKS;
   map->max_prepared = part_of (map->cache, MAX_PREPARED_PART,
                                MAX_PREPARED_PAGES);

@@ -13,7 +13,8 @@
  *   ones      all of its bits are 1      }
  *   in memory
  *
- * Pages are looked at when a bit in them is first asked for.  Holes of
+ * Pages are looked at when a bit in them is first asked for, some at a time;
+ * who looks at page after page has the system read on meanwhile.  Holes of
  * the file are found with SEEK_DATA and are zeroes, nothing is read for
  * them, and where there is nothing else they take next to no memory,
  * wherever they are asked for.  A page that becomes all ones gives its
