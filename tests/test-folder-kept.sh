@@ -2,14 +2,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
 #
 # addcow=FOLDER: clients of one overlay come and go while its commits fail and
-# succeed, so that it is kept, resumed and closed again and again.  When the
-# server has stopped, nothing that was acknowledged is lost.
+# succeed, so that it is kept and closed again and again, by who comes, who may
+# be refused, and by who commits when the interval is over.  When the server
+# has stopped, nothing that was acknowledged is lost.
+#
+# ADDCOW_SEED=SEED: with what it is tried.
 
 source ./functions.sh
 set -e
 set -x
 
 source "$abs_srcdir/nbd-backing.sh"
+export patience # to Python
 VG=() # as unwatched does
 
 size=$((8 * 1024 * 1024))
@@ -18,24 +22,37 @@ mkdir vms
 addcow-img create -q -F raw -b ../base.img vms/one.add-cow
 
 cat > clients.py <<'PY'
-import os, random, sys, threading
-from fill_client import wait_for
+import os, random, sys, threading, time
+import nbd
+from fill_client import PATIENCE, wait_for
 from nbd_client import connect, in_parallel
 
 size, sock, seed = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 uri = "nbd+unix:///one?socket=" + sock
 CLIENTS = 4
 ROUNDS = 150
+TOGETHER = 50
 SECTORS = size // 512
 written = [{} for _ in range(CLIENTS)]
 done = threading.Event()
+together = threading.Barrier(CLIENTS)
+
+
+def come():
+    """Those who come while it cannot be committed are refused."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return connect(uri)
+        except nbd.Error:
+            assert time.monotonic() < end
 
 
 def client(number):
     """Its sectors are every CLIENTS-th; writes some and leaves."""
     draw = random.Random(seed * CLIENTS + number)
     for i in range(ROUNDS):
-        h = connect(uri)
+        h = come()
         for _ in range(draw.randrange(4)):
             sector = draw.randrange(SECTORS // CLIENTS) * CLIENTS + number
             data = bytes([draw.randrange(256)]) * 512
@@ -45,6 +62,10 @@ def client(number):
                                   min(4, len(written[number]))):
             assert h.pread(512, sector * 512) == written[number][sector]
         h.shutdown()
+        if i % TOGETHER == TOGETHER - 1:
+            # All come again when the interval, of a second, is over.
+            together.wait(PATIENCE)
+            time.sleep(0.9 + draw.random() / 5)
 
 
 def disk():
@@ -84,7 +105,7 @@ with open("want", "wb") as f:
             f.write(data)
 PY
 
-seed=$RANDOM
+seed=${ADDCOW_SEED:-$RANDOM}
 echo "seed $seed"
 preload=$fault_inject
 export FAULT_TRIGGER=$tmp/trigger FAULT_CALL=pwrite FAULT_FILE=one.add-cow \

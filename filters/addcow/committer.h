@@ -32,13 +32,15 @@ struct commits {
   struct overlay *ov;
   void (*report) (void *opaque, const struct fault *fault); /* it failed */
 
-  /* After each, and at first where there are threads.  Without locks. */
+  /* After each that succeeded, and at first where there are threads.  Without
+   * locks.
+   */
   void (*committed) (void *opaque);
 
-  /* NULL, or: after each, and after the first COMMITTED, was it the last?
-   * If so OVER is called by the same thread, without locks; what is here is
-   * not used any more then, and may be gone after it.  Only changed while it
-   * is not added.
+  /* NULL, or: after each, be it that it failed, and after the first
+   * COMMITTED: was it the last?  Without locks.  If so OVER is called by the
+   * same thread, likewise; what is here is not used any more then, and may be
+   * gone after it.  Only changed while it is not added.
    */
   bool (*is_over) (void *opaque);
   void (*over) (void *opaque);

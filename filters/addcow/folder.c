@@ -32,6 +32,7 @@
 struct shared {
   enum { OPENING, OPEN, CLOSING, KEPT, FAILED } state;
   unsigned nr_users; /* also who waits for the end of OPENING */
+  bool was_kept;
   struct folder *folder;
   struct served *served;
   char file_name[]; /* in the folder */
@@ -176,27 +177,34 @@ find_metadata (const struct folder *f, const char *file_name,
 #define CLEANUP_LOCATION __attribute__ ((cleanup (location_clear)))
 
 /* Is what was opened for E the file that has the name?  Where names are
- * confined it was pinned before it was locked.
+ * confined it was pinned before it was locked.  Returns 0 or an errno.
  */
-static bool
-is_metadata (const struct folder *f, const struct shared *e)
+static int
+look_at_metadata (const struct folder *f, const struct shared *e, bool *same)
 {
   CLEANUP_LOCATION struct location location = LOCATION_NONE;
   struct stat named, locked;
+  int r = find_metadata (f, e->file_name, &location);
 
-  return find_metadata (f, e->file_name, &location) == 0 &&
-         stat (location.path, &named) == 0 &&
-         fstat (e->served->disk->metadata_fd, &locked) == 0 &&
-         same_file (&named, &locked);
+  if (r)
+    return r;
+  if (stat (location.path, &named) == -1 ||
+      fstat (e->served->disk->metadata_fd, &locked) == -1)
+    return errno;
+  *same = same_file (&named, &locked);
+  return 0;
 }
 
 static int
 start_shared (const struct folder *f, struct shared *e)
 {
-  if (is_metadata (f, e))
+  bool same = false;
+  int r = look_at_metadata (f, e, &same);
+
+  if (r == 0 && same)
     return served_start (e->served, NULL);
-  report_error ("%s/%s: was replaced while it was opened", f->path,
-                e->file_name);
+  report_error ("%s/%s: %s", f->path, e->file_name,
+                r ? addcow_strerror (r) : "was replaced while it was opened");
   return -1;
 }
 
@@ -266,36 +274,8 @@ add_locked (struct folder *f, struct shared *e)
   return -1;
 }
 
-static bool is_over (void *opaque);
-static void over (void *opaque);
-
-/* Let E go on, which was kept, for one more user.  Caller holds f->lock, which
- * is released meanwhile.  Returns 0, or -1: it is kept still, and that was
- * reported.
- */
-static int
-resume_locked (struct folder *f, struct shared *e)
-{
-  int r;
-
-  e->state = OPENING;
-  f->nr_moving++;
-  pthread_mutex_unlock (&f->lock);
-  r = served_resume (e->served);
-  if (r == -1) {
-    served_stop (e->served);
-    served_keep (e->served, is_over, over);
-  }
-  pthread_mutex_lock (&f->lock);
-  f->nr_moving--;
-  e->state = r == 0 ? OPEN : KEPT;
-  e->nr_users -= r == -1;
-  pthread_cond_broadcast (&f->changed);
-  return r;
-}
-
 /* Be one more user of E, which somebody else opens or has opened.  Returns 0,
- * EIO if that failed, or -1: that was reported.
+ * or EIO if that failed.
  */
 static int
 join_locked (struct folder *f, struct shared *e)
@@ -305,11 +285,110 @@ join_locked (struct folder *f, struct shared *e)
     pthread_cond_wait (&f->changed, &f->lock);
   if (e->state == OPEN)
     return 0;
-  if (e->state == KEPT)
-    return resume_locked (f, e);
   leave_failed_locked (e);
   return EIO;
 }
+
+/*--- What cannot be committed. ----------------------------------------*/
+
+static void over (void *opaque);
+
+/* What was kept was tried to commit: is it to be closed now? */
+static bool
+is_over (void *opaque)
+{
+  struct served *s = opaque;
+  struct shared *e = s->owner;
+  struct folder *f = e->folder;
+
+  if (!served_is_committed (s))
+    return false;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
+  /* Somebody else may be about to close it, and waits for this thread. */
+  if (f->stopped || e->state != KEPT)
+    return false;
+  e->state = CLOSING;
+  f->nr_moving++;
+  return true;
+}
+
+/* Caller has made E CLOSING: let it be that no more. */
+static void
+keep_locked (struct folder *f, struct shared *e)
+{
+  e->state = KEPT;
+  e->was_kept = true;
+  f->nr_moving--;
+  pthread_cond_broadcast (&f->changed);
+  /* At last, as whoever finds it kept may stop that. */
+  served_keep (e->served, is_over, over);
+}
+
+static void
+forget_locked (struct folder *f, struct shared *e)
+{
+  f->nr_moving--;
+  tdelete (e, &f->entries, compare_names);
+  pthread_cond_broadcast (&f->changed);
+  free (e);
+}
+
+/* Close E, or keep it if it cannot be committed.  Caller has made it CLOSING,
+ * and holds no lock.  Returns whether it is closed.
+ */
+static bool
+close_or_keep (struct folder *f, struct shared *e)
+{
+  const bool committed = served_stop (e->served);
+
+  if (committed) {
+    if (e->was_kept)
+      report_error ("%s/%s: what could not be committed is committed", f->path,
+                    e->file_name);
+    served_close (e->served);
+  }
+  else if (!e->was_kept)
+    report_error ("%s/%s: is kept open until it can be committed", f->path,
+                  e->file_name);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
+  if (committed)
+    forget_locked (f, e);
+  else
+    keep_locked (f, e);
+  return committed;
+}
+
+static void
+over (void *opaque)
+{
+  const struct served *s = opaque;
+  struct shared *e = s->owner;
+
+  close_or_keep (e->folder, e);
+}
+
+/* Close E, which was kept, for who wants to open it again.  Caller holds
+ * f->lock, which is released meanwhile.  Returns 0, or -1: it cannot be
+ * committed still, and that was reported.
+ */
+static int
+close_kept_locked (struct folder *f, struct shared *e)
+{
+  bool closed;
+
+  e->state = CLOSING;
+  f->nr_moving++;
+  pthread_mutex_unlock (&f->lock);
+  closed = close_or_keep (f, e);
+  if (!closed)
+    report_error ("%s/%s: cannot be opened before what was written to it is "
+                  "committed",
+                  f->path, e->file_name);
+  pthread_mutex_lock (&f->lock);
+  return closed ? 0 : -1;
+}
+
+/*--- Users. ------------------------------------------------------------*/
 
 /* The entry for the file of KEY, or NULL: there is none. */
 static struct shared *
@@ -329,7 +408,10 @@ find_locked (struct folder *f, const struct shared *key)
 static int
 get_locked (struct folder *f, struct shared *new, struct shared **e)
 {
-  *e = find_locked (f, new);
+  while ((*e = find_locked (f, new)) != NULL && (*e)->state == KEPT &&
+         !f->stopped)
+    if (close_kept_locked (f, *e) == -1)
+      return -1;
   if (f->stopped)
     return ESHUTDOWN;
   if (*e)
@@ -361,32 +443,6 @@ folder_get (struct folder *f, const char *export_name, struct served **ret)
   return r ? -1 : 0;
 }
 
-/* Close E, or keep it if it cannot be committed.  Caller has made it CLOSING,
- * and holds no lock.
- */
-static void
-close_or_keep (struct folder *f, struct shared *e)
-{
-  const bool committed = served_stop (e->served);
-
-  if (committed)
-    served_close (e->served);
-  else {
-    report_error ("%s/%s: is kept open until it can be committed", f->path,
-                  e->file_name);
-    served_keep (e->served, is_over, over);
-  }
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
-  f->nr_moving--;
-  pthread_cond_broadcast (&f->changed);
-  if (committed) {
-    tdelete (e, &f->entries, compare_names);
-    free (e);
-  }
-  else
-    e->state = KEPT;
-}
-
 void
 folder_put (struct folder *f, struct served *s)
 {
@@ -400,40 +456,6 @@ folder_put (struct folder *f, struct served *s)
   e->state = CLOSING;
   f->nr_moving++;
   pthread_mutex_unlock (&f->lock);
-  close_or_keep (f, e);
-}
-
-/*--- What was kept. ---------------------------------------------------*/
-
-/* What was kept was tried to commit: is it to be closed now? */
-static bool
-is_over (void *opaque)
-{
-  const struct served *s = opaque;
-  struct shared *e = s->owner;
-  struct folder *f = e->folder;
-
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
-  /* By who is about to keep it. */
-  while (e->state == CLOSING)
-    pthread_cond_wait (&f->changed, &f->lock);
-  if (f->stopped || e->state != KEPT || e->nr_users > 0 ||
-      overlay_uncommitted (s->disk->overlay))
-    return false;
-  e->state = CLOSING;
-  f->nr_moving++;
-  return true;
-}
-
-static void
-over (void *opaque)
-{
-  const struct served *s = opaque;
-  struct shared *e = s->owner;
-  struct folder *f = e->folder;
-
-  report_error ("%s/%s: what could not be committed is committed", f->path,
-                e->file_name);
   close_or_keep (f, e);
 }
 

@@ -10,7 +10,9 @@
  *
  * An overlay is opened and closed by one thread while those who want the same
  * one wait and those who want another do not.  Who waited for one that could
- * not be opened gets no other answer; who comes later tries again.  To close
+ * not be opened gets no other answer; who comes later tries again.  One that
+ * was kept is not served as it is: who asks for it has it committed and
+ * closed first, and is refused if that fails.  To close
  * one can take as long as a server is waited for that has the backing file of
  * another one, too, who has clients (lib/backing-pool.h).
  *
@@ -19,8 +21,8 @@
  * image has to be a file in the folder itself, from where the plugin opens it.
  *
  * The folder's mutex protects the tree of overlays and the fields of each that
- * say so.  No other lock is taken while it is held, no file is looked at and
- * nothing is logged.
+ * say so.  No other lock than the committer's is taken while it is held, no
+ * file is looked at and nothing is logged.
  */
 
 #ifndef ADDCOW_FOLDER_H
@@ -50,7 +52,7 @@ void folder_free (struct folder *folder);
 
 /* Have the overlay of the export EXPORT_NAME, opened and started, until
  * folder_put.  Returns 0, or -1 and the error was reported.  May block, for
- * opening it and for closing it before.
+ * opening it and for committing and closing it before.
  */
 int folder_get (struct folder *folder, const char *export_name,
                 struct served **served);

@@ -272,6 +272,7 @@ set_up_hydrate (struct served *s)
   h->rate_bytes = settings->hydrate_rate_bytes;
   h->share = settings->share;
   h->commits = settings->commit_interval_seconds > 0;
+  h->backing = s->disk->backing;
   h->image_fd = settings->args.file_plugin_is_next ? s->disk->image_fd : -1;
   h->wanted = settings->hydrating.path ? filling_is_wanted : NULL;
   h->complete = filling_is_complete;
@@ -406,16 +407,13 @@ served_close (struct served *s)
 
 /*--- Starting and stopping. -------------------------------------------*/
 
-/* A thread of ours can keep what is read, and fill, if there is anything. */
+/* A thread of ours can keep what is read, and fill. */
 static bool
-needs_hydrate (const struct served *s)
+needs_hydrate (const struct settings *settings)
 {
-  const struct settings *settings = s->settings;
-
   return (switch_may_be_on (&settings->hydrating) ||
           switch_may_be_on (&settings->on_read)) &&
-         settings->thread_model >= NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS &&
-         !s->stands_alone;
+         settings->thread_model >= NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS;
 }
 
 /* Without a context of ours the image is filled as a file, if it is one for
@@ -433,33 +431,48 @@ served_start (struct served *s, nbdkit_backend *backend)
   int r = 0;
 
   /* First, as it looks at the backing file, which who commits may close. */
-  s->hydrate.backing = s->disk->backing;
-  if (needs_hydrate (s) && can_hydrate (s, backend))
+  if (needs_hydrate (s->settings) && can_hydrate (s, backend))
     r = hydrate_start (&s->hydrate, backend, s->settings->thread_model);
   if (r == 0)
     committer_add (&s->commits);
   return r;
 }
 
-/* What could not be committed when the last client left: try again, through
- * an image that no client has, which stays attached.
+/* Have an image that no client has attached, until drop_rest.  Returns 0, or
+ * an errno, ADDCOW_E_NO_IMAGE where there can be none.
  */
+static int
+attach_rest (struct served *s)
+{
+  int r;
+
+  if (s->rest_fd >= 0)
+    return 0;
+  if (!s->settings->args.file_plugin_is_next)
+    return ADDCOW_E_NO_IMAGE;
+  r = disk_open_image (s->disk, &s->rest_fd);
+  if (r)
+    return r;
+  image_file_init (&s->rest, s->rest_fd);
+  s->rest.image.no_client = true;
+  overlay_attach (s->disk->overlay, &s->rest.image);
+  return 0;
+}
+
+/* What could not be committed when the last client left: try again. */
 static void
 commit_rest (struct served *s)
 {
   struct fault fault;
+  int r;
 
-  if (!overlay_uncommitted (s->disk->overlay) ||
-      !s->settings->args.file_plugin_is_next)
+  if (!overlay_uncommitted (s->disk->overlay))
     return;
-  if (s->rest_fd == -1) {
-    if (disk_open_image (s->disk, &s->rest_fd) != 0)
-      return;
-    image_file_init (&s->rest, s->rest_fd);
-    s->rest.image.no_client = true;
-    overlay_attach (s->disk->overlay, &s->rest.image);
-  }
-  if (overlay_commit (s->disk->overlay, &fault) == -1)
+  r = attach_rest (s);
+  if (r && r != ADDCOW_E_NO_IMAGE)
+    report_error ("%s: cannot be opened to commit what was written to it: %s",
+                  image_name (s), addcow_strerror (r));
+  else if (r == 0 && overlay_commit (s->disk->overlay, &fault) == -1)
     report_commit_fault (s, &fault);
 }
 
@@ -490,14 +503,16 @@ served_keep (struct served *s, bool (*is_over) (void *opaque),
   committer_add (&s->commits);
 }
 
-int
-served_resume (struct served *s)
+bool
+served_is_committed (struct served *s)
 {
-  committer_remove (&s->commits);
-  s->commits.is_over = NULL;
-  s->commits.failed = false;
-  drop_rest (s);
-  return served_start (s, NULL);
+  struct overlay *ov = s->disk->overlay;
+  struct fault fault;
+
+  /* Whoever commits found no image to do it through. */
+  if (overlay_uncommitted (ov) && s->rest_fd == -1 && attach_rest (s) == 0)
+    overlay_commit (ov, &fault);
+  return !overlay_uncommitted (ov);
 }
 
 /*--- Images of clients. -----------------------------------------------*/

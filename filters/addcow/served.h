@@ -7,8 +7,8 @@
  * Its life is: served_open; served_start, when threads may run; clients that
  * attach and detach their images; served_stop, when the last one has;
  * served_close.  One that cannot be committed then may be kept instead
- * (served_keep), until that has succeeded or clients come again
- * (served_resume).
+ * (served_keep) and stopped again later, but it is not started any more: its
+ * backing file may be gone.
  */
 
 #ifndef ADDCOW_SERVED_H
@@ -117,17 +117,17 @@ int served_start (struct served *s, nbdkit_backend *backend);
  */
 bool served_stop (struct served *s);
 
-/* After that, when it did not: go on to try to commit, as often as when there
- * are clients.  When it succeeds IS_OVER and OVER, which get S, are called as
- * struct commits says.  Takes the committer's lock, does not block otherwise.
+/* After that, when it did not: go on to try to commit, at each interval where
+ * there are threads for that.  IS_OVER and OVER get S and are called as struct
+ * commits says.  Takes the committer's lock, does not block otherwise.
  */
 void served_keep (struct served *s, bool (*is_over) (void *opaque),
                   void (*over) (void *opaque));
 
-/* After that, as served_start: clients will come again.  Waits for who is
- * committing.
+/* To be called by IS_OVER: is all committed by now?  May block, to try it where
+ * that was not possible.
  */
-int served_resume (struct served *s);
+bool served_is_committed (struct served *s);
 
 /* Close all; NULL is ignored.  What is not committed is tried once more, and
  * reported if it is lost.  May block.
