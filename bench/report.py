@@ -231,12 +231,13 @@ def summary_row(job, rounds, names, one, other):
     compare = differences if kind.differs else ratios
     r = compare(rounds, one, other, kind.compared[0])
     noise = compare(rounds, "control", names[1], kind.compared[0])
-    at_least, at_most = 0, 0
+    at_least, at_most, reachable = 0, 0, None
     if other == names[1]:
         at_least, at_most = job.other or job.limit, job.most
     elif not job.pair:
         at_least = {"cow": job.cow, "qcow2": job.qemu,
                     "qcow2-data": job.qemu}.get(other, 0)
+        reachable = compare(rounds, "limit", other, "rate").median
     return {
         "job": job.name,
         "of": one,
@@ -245,6 +246,7 @@ def summary_row(job, rounds, names, one, other):
         "kind": "difference" if kind.differs else "ratio",
         "more_is_better": not job.most,
         "median": r.median, "low": r.low, "high": r.high,
+        "reachable": reachable,
         "noise": noise.stray,
         "verdict": verdict(r, noise, at_least, at_most),
     }

@@ -63,6 +63,7 @@ def look_at_run(m):
         for peer in "limit", "file", "qcow2":
             r = rows.pop((job, "addcow", peer))
             assert r["kind"] == "ratio" and r["low"] <= r["median"], r
+            assert (r["reachable"] is None) == (peer == "limit"), r
     r = rows.pop(("hydrate-memory", "hydrating", "idle"))
     assert r["kind"] == "difference", r
     assert not rows, rows
