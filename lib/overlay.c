@@ -824,10 +824,16 @@ overlay_drop_backing (struct overlay *ov, bool wait)
     backing_interrupt (ov->backing);
   backing_leave (ov);
 
+  /* Once nobody is in it, nobody will be.  That must not be asked again: who
+   * comes later is counted for a moment too, and reads nothing.
+   */
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&ov->backing_lock);
-  while (wait && ov->nr_in_backing > 0)
+  while (ov->nr_in_backing > 0) {
+    if (!wait)
+      return false;
     pthread_cond_wait (&ov->backing_idle, &ov->backing_lock);
-  return ov->nr_in_backing == 0;
+  }
+  return true;
 }
 
 /* Is SECTOR allocated?  No, where that cannot be found out. */

@@ -954,9 +954,12 @@ look_if_alone (bool wait)
   static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
   bool was_dropped;
 
-  if (world_is.dropped || !overlay_stands_alone (ov) ||
-      !overlay_drop_backing (ov, wait))
+  if (world_is.dropped || !overlay_stands_alone (ov))
     return;
+  if (!overlay_drop_backing (ov, wait)) {
+    CHECK (!wait); /* nobody may ever look again */
+    return;
+  }
   __real_pthread_mutex_lock (&lock);
   was_dropped = world_is.dropped;
   world_is.dropped = true;
