@@ -15,6 +15,11 @@ export PYTHONPATH=$abs_srcdir PYTHONDONTWRITEBYTECODE=1
 patience=60
 [ -z "$ADDCOW_VALGRIND$SANITIZER" ] || patience=300
 
+# For addcow-backing-timeout, where a request is to fail: the seconds after
+# which it does, in which a connection is made when the server starts.
+lost_seconds=1
+[ -z "$ADDCOW_VALGRIND$SANITIZER" ] || lost_seconds=5
+
 # start_base NAME ARGUMENT...: as start_nbdkit, without valgrind and
 # sanitizers, for what is a backing file.  It is $base_uri and $base_pid,
 # and stop_nbdkit stops it.

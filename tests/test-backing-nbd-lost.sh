@@ -167,7 +167,7 @@ assert content(h) == disk
 h.shutdown()
 PY
 
-new_overlay addcow-backing-timeout=1
+new_overlay addcow-backing-timeout=$lost_seconds
 nbdsh -u "$uri" -c '
 h.pwrite(b"a" * 512, 0)
 h.pwrite(b"b" * 4096, 4096)

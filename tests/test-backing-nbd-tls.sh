@@ -142,7 +142,7 @@ done
 rm -f vm.*
 addcow-img create -b "nbds://localhost:$base_port/$trusting" vm.add-cow
 start_nbdkit sock --filter="$addcow" file addcow=vm.add-cow \
-    addcow-backing-timeout=1 2>log
+    addcow-backing-timeout=$lost_seconds 2>log
 nbdsh -u "$uri" -c 'h.pread(512, 0)'
 mv trusting/ca-cert.pem moved
 end "$base_pid" KILL

@@ -122,7 +122,7 @@ addcow-img create -q -b "$base_uri" -F raw vm.add-cow
 # Slowly, or all could be there before the server goes.
 start_nbdkit sock --filter="$addcow" file addcow=vm.add-cow \
     addcow-hydrate=true addcow-hydrate-rate=100K addcow-commit-interval=1 \
-    addcow-backing-timeout=1 2>log
+    addcow-backing-timeout=$lost_seconds 2>log
 wait_for has_bits vm.add-cow 1
 stop_nbdkit "$base_pid" KILL
 wait_for eval "told log '$text' | grep -x 1"
@@ -137,7 +137,7 @@ ends_soon "$pid"
 start_it
 start_nbdkit sock --filter="$addcow" file addcow=vm.add-cow \
     addcow-hydrate=true addcow-hydrate-rate=100K addcow-commit-interval=1 \
-    addcow-on-cache=true addcow-backing-timeout=1 2>log
+    addcow-on-cache=true addcow-backing-timeout=$lost_seconds 2>log
 wait_for has_bits vm.add-cow $(($(bits vm.add-cow) + 1))
 stop_nbdkit "$base_pid" KILL
 wait_for eval "told log '$text' | grep -x 1"

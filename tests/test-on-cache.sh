@@ -111,7 +111,7 @@ start_base base.sock -r file base.img
 rm -f vm.*
 addcow-img create -q -b "$base_uri" vm.add-cow $size
 start_nbdkit sock --filter="$addcow" file addcow=vm.add-cow \
-    addcow-on-cache=true addcow-backing-timeout=1 2>log
+    addcow-on-cache=true addcow-backing-timeout=$lost_seconds 2>log
 python exact.py "$uri"
 wait_for alone log
 stop_nbdkit "$base_pid" KILL

@@ -108,7 +108,7 @@ start_base base.sock -r file base.img
 rm -f vm.*
 addcow-img create -q -b "$base_uri" vm.add-cow
 start_nbdkit sock --filter="$addcow" file addcow=vm.add-cow \
-    addcow-on-read=true addcow-backing-timeout=1 2>log
+    addcow-on-read=true addcow-backing-timeout=$lost_seconds 2>log
 cat > half.py <<'PY'
 import errno, sys
 from fill_client import *
