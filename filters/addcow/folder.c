@@ -367,12 +367,12 @@ over (void *opaque)
   close_or_keep (e->folder, e);
 }
 
-/* Close E, which was kept, for who wants to open it again.  Caller holds
- * f->lock, which is released meanwhile.  Returns 0, or -1: it cannot be
- * committed still, and that was reported.
+/* Close E, which was kept, for who wants to open NEW, the same, instead.
+ * Caller holds f->lock, which is released meanwhile.  Returns 0, or -1: it
+ * cannot be committed still, and that was reported.
  */
 static int
-close_kept_locked (struct folder *f, struct shared *e)
+close_kept_locked (struct folder *f, struct shared *e, const struct shared *new)
 {
   bool closed;
 
@@ -380,10 +380,11 @@ close_kept_locked (struct folder *f, struct shared *e)
   f->nr_moving++;
   pthread_mutex_unlock (&f->lock);
   closed = close_or_keep (f, e);
+  /* By now E is anybody's, and may be gone. */
   if (!closed)
     report_error ("%s/%s: cannot be opened before what was written to it is "
                   "committed",
-                  f->path, e->file_name);
+                  f->path, new->file_name);
   pthread_mutex_lock (&f->lock);
   return closed ? 0 : -1;
 }
@@ -410,7 +411,7 @@ get_locked (struct folder *f, struct shared *new, struct shared **e)
 {
   while ((*e = find_locked (f, new)) != NULL && (*e)->state == KEPT &&
          !f->stopped)
-    if (close_kept_locked (f, *e) == -1)
+    if (close_kept_locked (f, *e, new) == -1)
       return -1;
   if (f->stopped)
     return ESHUTDOWN;
