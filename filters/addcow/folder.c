@@ -421,27 +421,53 @@ get_locked (struct folder *f, struct shared *new, struct shared **e)
   return add_locked (f, new);
 }
 
+/* Has E, of which caller is a user, still its name?  It may be another one's:
+ * that would be written to instead.  Returns 0, or -1 and that was reported.
+ */
+static int
+check_name (const struct folder *f, const struct shared *e)
+{
+  bool same = false;
+  int r = look_at_metadata (f, e, &same);
+
+  if (r == 0 && same)
+    return 0;
+  if (r)
+    report_error ("%s/%s: %s", f->path, e->file_name, addcow_strerror (r));
+  else
+    report_error ("%s/%s: is another file by now than the one that is served",
+                  f->path, e->file_name);
+  return -1;
+}
+
 int
 folder_get (struct folder *f, const char *export_name, struct served **ret)
 {
   struct shared *new = new_shared (f, export_name);
   struct shared *e;
+  bool joined;
   int r;
 
   if (new == NULL)
     return -1;
   pthread_mutex_lock (&f->lock);
   r = get_locked (f, new, &e);
-  if (r == 0)
-    *ret = e->served;
   pthread_mutex_unlock (&f->lock);
+  joined = e != new;
   if (r > 0)
     report_error ("%s/%s: cannot be opened: %s", f->path, new->file_name,
                   r == EIO ? "it could not be for somebody else"
                            : addcow_strerror (r));
-  if (r > 0 || e != new)
+  if (r > 0 || joined)
     free (new);
-  return r ? -1 : 0;
+  if (r)
+    return -1;
+  if (joined && check_name (f, e) == -1) {
+    folder_put (f, e->served);
+    return -1;
+  }
+  *ret = e->served;
+  return 0;
 }
 
 void

@@ -12,9 +12,11 @@
  * one wait and those who want another do not.  Who waited for one that could
  * not be opened gets no other answer; who comes later tries again.  One that
  * was kept is not served as it is: who asks for it has it committed and
- * closed first, and is refused if that fails.  To close
- * one can take as long as a server is waited for that has the backing file of
- * another one, too, who has clients (lib/backing-pool.h).
+ * closed first, and is refused if that fails.  Who asks for one that is open,
+ * while its metadata file has not its name any more, is refused: the name may
+ * be another's.  To close one can take as long as a server is waited for that
+ * has the backing file of another one, too, who has clients
+ * (lib/backing-pool.h).
  *
  * Names that are asked for are anybody's, and so are those in metadata files:
  * they are confined to the folder unless the parameters widen that, and the
