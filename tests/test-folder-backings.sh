@@ -11,7 +11,9 @@ set -x
 requires qemu-img --version
 requires qemu-nbd --version
 requires pgrep --version
+requires_filter log
 source "$abs_srcdir/nbd-backing.sh"
+export patience # to Python
 VG=() # as unwatched does
 
 size=$((1024 * 1024))
@@ -141,3 +143,61 @@ def readable():
     return n
 assert readable() == 1, readable()
 "
+stop_nbdkit "$pid"
+
+# Somebody reads it still when an overlay comes to stand alone, and who commits
+# has others to see to: he comes again, also when no client does anything.
+start_nbdkit sock --filter=log --filter="$addcow" file addcow=vms \
+    addcow-confine=none addcow-commit-interval=1 \
+    addcow-backing-timeout="$patience" logfile=requests 2>log
+cleanup_fn "kill -CONT $base_pid 2>/dev/null || :"
+cat > alone.py <<'PY'
+import os, signal, sys
+from addcow_format import Metadata
+from fill_client import wait_for
+from nbd_client import connect
+import nbd
+
+sock, base_pid = sys.argv[1], int(sys.argv[2])
+base = open("base.img", "rb").read()
+
+
+def all_committed():
+    with open("vms/late.add-cow", "rb") as f:
+        bits = Metadata.decode(f.read()).bitmap
+    return set(bits) == {255}
+
+
+def begun():
+    reader.poll(0)
+    with open("requests") as f:
+        return "offset=0x400 " in f.read()
+
+
+def alone():
+    with open("log") as f:
+        return "stands alone" in f.read()
+
+
+other, reader, writer = (connect("nbd+unix:///%s?socket=%s" % (name, sock))
+                         for name in ("nbd1", "late", "late"))
+assert reader.pread(512, 0) == other.pread(512, 0) == base[:512]
+os.kill(base_pid, signal.SIGSTOP)
+buf = nbd.Buffer(512)
+read = reader.aio_pread(buf, 1024)
+wait_for(begun)
+writer.pwrite(b"w" * len(base), 0)
+wait_for(all_committed)
+# Who commits has told the reader not to wait any more, and mostly has looked
+# before it had gone.
+os.kill(base_pid, signal.SIGCONT)
+while not reader.aio_command_completed(read):
+    reader.poll(-1)
+assert bytes(buf.to_bytearray()) in (base[1024:1536], b"w" * 512)
+wait_for(alone)
+assert reader.pread(len(base), 0) == b"w" * len(base)
+for h in other, reader, writer:
+    h.shutdown()
+PY
+addcow-img create -q -F raw -b "$base_uri" vms/late.add-cow
+timeout 500 /usr/bin/python3 alone.py "$tmp/sock" "$base_pid"

@@ -33,7 +33,7 @@ struct commits {
   void (*report) (void *opaque, const struct fault *fault); /* it failed */
 
   /* After each that succeeded, and at first where there are threads.  Without
-   * locks.
+   * locks.  It may call committer_dirty, to be called again.
    */
   void (*committed) (void *opaque);
 

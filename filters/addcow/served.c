@@ -85,9 +85,9 @@ report_filling_fault (void *opaque, const struct fault *fault)
 
 /* When the image has everything, close what is not needed, and say so.  Who
  * cannot wait for others who read the backing file leaves it to the next one
- * who looks.
+ * who looks: returns false then.
  */
-static void
+static bool
 look_if_alone (struct served *s, bool wait)
 {
   struct disk *disk = s->disk;
@@ -95,16 +95,18 @@ look_if_alone (struct served *s, bool wait)
 
   if (s->stands_alone || !disk->writable ||
       !overlay_stands_alone (disk->overlay))
-    return;
-  if (!overlay_drop_backing (disk->overlay, wait) ||
-      atomic_exchange (&s->stands_alone, true))
-    return;
+    return true;
+  if (!overlay_drop_backing (disk->overlay, wait))
+    return false;
+  if (atomic_exchange (&s->stands_alone, true))
+    return true;
   hydrate_is_complete (&s->hydrate);
   had_backing = disk->backing != NULL;
   disk_close_backing (disk);
   report_error ("%s stands alone: %s %s no longer needed", image_name (s),
                 disk->file_name,
                 had_backing ? "and the backing file are" : "is");
+  return true;
 }
 
 static void
@@ -114,16 +116,19 @@ filling_is_complete (void *opaque)
 }
 
 /* Without its thread this is a request of a client; and one that has other
- * overlays to commit must not wait for a server that was lost.
+ * overlays to commit must not wait for a server that was lost: it comes again
+ * when the next interval is over.
  */
 static void
 is_committed (void *opaque)
 {
   struct served *s = opaque;
   const struct settings *settings = s->settings;
+  const bool wait = committer_is_running (&settings->committer) &&
+                    settings->pool == NULL;
 
-  look_if_alone (s, committer_is_running (&settings->committer) &&
-                        settings->pool == NULL);
+  if (!look_if_alone (s, wait))
+    committer_dirty (&s->commits);
 }
 
 /*--- Copy-on-read. ----------------------------------------------------*/
