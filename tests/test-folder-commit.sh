@@ -179,6 +179,7 @@ PY
     stop
     has one 5120 f
     is_safe
+    grep -F 'one.add-cow: what could not be committed is committed' log
 
     # To the end.
     start addcow-commit-interval=0

@@ -75,11 +75,19 @@ folder_new (struct folder **ret, struct settings *settings, const char *path)
 }
 
 static void
+report_committed (const struct shared *e)
+{
+  report_error ("%s/%s: what could not be committed is committed",
+                e->folder->path, e->file_name);
+}
+
+static void
 close_left (void *opaque)
 {
   struct shared *e = opaque;
 
-  served_stop (e->served);
+  if (served_stop (e->served) && e->was_kept)
+    report_committed (e);
   served_close (e->served);
   free (e);
 }
@@ -343,8 +351,7 @@ close_or_keep (struct folder *f, struct shared *e)
 
   if (committed) {
     if (e->was_kept)
-      report_error ("%s/%s: what could not be committed is committed", f->path,
-                    e->file_name);
+      report_committed (e);
     served_close (e->served);
   }
   else if (!e->was_kept)
