@@ -129,8 +129,9 @@ void served_keep (struct served *s, bool (*is_over) (void *opaque),
  */
 bool served_is_committed (struct served *s);
 
-/* Close all; NULL is ignored.  What is not committed is tried once more, and
- * reported if it is lost.  May block.
+/* Close all; NULL is ignored.  What served_stop could not commit is tried once
+ * more, if that had an image to do it through, and reported if it is lost.  May
+ * block.
  */
 void served_close (struct served *s);
 
