@@ -28,9 +28,9 @@ limit=16384
 # hostile COUNT [COMMAND...]: that many, each server run with COMMAND.
 hostile ()
 {
-    rm -rf "$tmp/work"
-    mkdir "$tmp/work"
-    (cd "$tmp/work" &&
+    rm -rf "$tmp/area"
+    mkdir "$tmp/area"
+    (cd "$tmp/area" &&
         /usr/bin/python3 "$abs_srcdir/hostile.py" "$seed" "$1" "$addcow" \
             "$abs_top_builddir/img/addcow-img" "$limit" "${@:2}" \
             env ${_preload:+LD_PRELOAD="$_preload"})
@@ -41,9 +41,9 @@ hostile "$count"
 limit=0
 hostile 40 \
     strace -f -y -o "$tmp/trace" -A -e trace=open,openat,openat2
-outside="<$tmp/work/(outside|conf-evil)/"
+outside="<$tmp/area/(outside|conf-evil)/"
 opened=$(grep -vE 'O_PATH' "$tmp/trace" | grep -E "$outside" || :)
 [ -z "$opened" ]
 # Such a line would be seen.
-grep -E "O_RDONLY.* = [0-9]+<$tmp/work/conf/base.img>" "$tmp/trace" > /dev/null
+grep -E "O_RDONLY.* = [0-9]+<$tmp/area/conf/base.img>" "$tmp/trace" > /dev/null
 grep -E "O_PATH.* = [0-9]+$outside" "$tmp/trace" > /dev/null
