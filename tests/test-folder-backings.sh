@@ -168,6 +168,11 @@ def all_committed():
     return set(bits) == {255}
 
 
+def stopped():
+    with open("/proc/%d/stat" % base_pid) as f:
+        return f.read().rsplit(")", 1)[1].split()[0] == "T"
+
+
 def begun():
     reader.poll(0)
     with open("requests") as f:
@@ -183,13 +188,14 @@ other, reader, writer = (connect("nbd+unix:///%s?socket=%s" % (name, sock))
                          for name in ("nbd1", "late", "late"))
 assert reader.pread(512, 0) == other.pread(512, 0) == base[:512]
 os.kill(base_pid, signal.SIGSTOP)
+wait_for(stopped)
 buf = nbd.Buffer(512)
 read = reader.aio_pread(buf, 1024)
 wait_for(begun)
 writer.pwrite(b"w" * len(base), 0)
 wait_for(all_committed)
-# Who commits has told the reader not to wait any more, and mostly has looked
-# before it had gone.
+# Who commits has looked by now or soon will, and the reader is there: others
+# use the backing file, so its waiting is not ended.
 os.kill(base_pid, signal.SIGCONT)
 while not reader.aio_command_completed(read):
     reader.poll(-1)
